@@ -1,0 +1,550 @@
+"""Large scales of the dust sky, as smooth fields in log-pol-tens space.
+
+Maps are HEALPix RING, Galactic, COSMO polarisation convention, µK_RJ at the reference frequency
+(353 GHz unless said otherwise). A :class:`Template` holds the harmonic coefficients of the three
+log-pol-tens fields; adding small scales to those fields and going back keeps I > 0 and P < I.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ducc0
+import healpy as hp
+import numpy as np
+import pysm3
+import pysm3.units as u
+
+from pysm_vae.files import data_path
+from pysm_vae.sky.sed import emission
+
+log = logging.getLogger(__name__)
+
+#: Multipoles between which the template hands over to the small scales.
+SPLIT = (50.0, 90.0)
+
+#: Where a template's maps are given unless it says otherwise.
+FREQ_REF = 353 * u.GHz
+
+# The resolution of the fixed-point iteration: exp() of fields that end at ℓ = 90 is well sampled.
+_WORK_NSIDE = 128
+_ITERATIONS = 8
+# Each step divides by the intensity, but by its blurred version beside what is much brighter. By
+# the intensity alone the iteration diverges there; with 4 degrees the residual falls tenfold in two
+# steps, on the embedded template as on Planck-based maps.
+_BLUR = np.radians(4.0)
+# No single step changes ln I, or a polarisation fraction, by more than this: keeps the first steps
+# stable beside the Galactic plane, where the residual is large and the intensity falls steeply.
+_MAX_STEP = 0.5
+# Presets are read far above the split, so that PySM's averaging of pixels does not reach it.
+_PYSM_NSIDE = 512
+# Positions handed to ducc at a time: bounds the memory of the (n, 2) array that it wants.
+_CHUNK = 1 << 22
+
+
+def taper(ell: np.ndarray, low: float = SPLIT[0], high: float = SPLIT[1]) -> np.ndarray:
+    """Smooth low-pass window: 1 up to ``low``, 0 from ``high``, a quarter cosine in ln ℓ between.
+
+    With the complementary sine for the small scales, the squares add up to one, so that the power
+    of two independent fields with the same spectrum adds up to that spectrum.
+
+    Parameters
+    ----------
+    ell : array-like
+        Multipoles, not necessarily whole.
+    low, high : float
+        Where the window starts to fall and where it reaches zero, 0 < low < high.
+
+    Returns
+    -------
+    ndarray
+        cos(π x/2), x = ln(ℓ/low)/ln(high/low) clipped to [0, 1].
+    """
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"the split must rise, 0 < low < high; got low={low}, high={high}")
+    ell = np.maximum(np.asarray(ell, dtype=np.float64), low)
+    x = np.minimum(np.log(ell / low) / np.log(high / low), 1.0)
+    # sin of the complement gives an exact zero at the end, which cos(π/2) does not.
+    return np.sin(0.5 * np.pi * (1.0 - x))
+
+
+def to_log_pol_tens(iqu: np.ndarray) -> np.ndarray:
+    r"""I, Q, U to the logarithm of the polarisation tensor.
+
+    .. math:: i = \tfrac12\ln(I^2-P^2), \quad
+              (q, u) = \frac{(Q, U)}{P}\,\tfrac12\ln\frac{I+P}{I-P}
+
+    (PySM 3 models paper, arXiv:2502.20452; unlike PySM's own function, also right at P = 0).
+
+    Parameters
+    ----------
+    iqu : ndarray, shape (3, n)
+        Stokes parameters in any one unit.
+
+    Returns
+    -------
+    ndarray, shape (3, n)
+        i (logarithm of the intensity in the unit given), q and u.
+
+    Raises
+    ------
+    ValueError
+        If I is not positive or not larger than P somewhere, with the number of bad pixels.
+    """
+    iqu = _three_rows(iqu)
+    intensity = iqu[0]
+    polarised = np.hypot(iqu[1], iqu[2])
+    # Written so that NaN counts as bad.
+    dark = np.count_nonzero(~(intensity > 0))
+    if dark:
+        raise ValueError(
+            f"I is not positive in {dark} of {intensity.size} pixels, so it has no logarithm. "
+            "Add the map's monopole, smooth it, or fill those pixels."
+        )
+    over = np.count_nonzero(~(intensity > polarised))
+    if over:
+        raise ValueError(
+            f"the polarised intensity is not below I in {over} of {intensity.size} pixels. "
+            "Smooth the map, or check that I, Q and U are in the same unit."
+        )
+    fraction = polarised / intensity
+    small = fraction < 1e-4
+    safe = np.where(small, 0.5, fraction)
+    # arctanh(x)/x, by its series where the quotient would be 0/0.
+    stretch = np.where(small, 1.0 + fraction**2 / 3.0, np.arctanh(safe) / safe) / intensity
+    log_i = np.log(intensity) + 0.5 * np.log1p(-(fraction**2))
+    return np.stack([log_i, iqu[1] * stretch, iqu[2] * stretch])
+
+
+def from_log_pol_tens(fields: np.ndarray) -> np.ndarray:
+    r"""Inverse of :func:`to_log_pol_tens`.
+
+    .. math:: I = e^i\cosh p, \quad (Q, U) = \frac{(q, u)}{p}\,e^i\sinh p
+
+    Parameters
+    ----------
+    fields : ndarray, shape (3, n)
+        i, q, u.
+
+    Returns
+    -------
+    ndarray, shape (3, n)
+        I, Q, U; I > 0 and P < I whatever the fields.
+    """
+    fields = _three_rows(fields)
+    p = np.hypot(fields[1], fields[2])
+    scale = np.exp(fields[0])
+    small = p < 1e-4
+    safe = np.where(small, 1.0, p)
+    stretch = scale * np.where(small, 1.0 + p**2 / 6.0, np.sinh(safe) / safe)
+    return np.stack([scale * np.cosh(p), fields[1] * stretch, fields[2] * stretch])
+
+
+def _three_rows(maps: np.ndarray) -> np.ndarray:
+    maps = np.asarray(maps, dtype=np.float64)
+    if maps.ndim != 2 or maps.shape[0] != 3:
+        raise ValueError(f"three maps of shape (3, n) are needed, not {maps.shape}")
+    return maps
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """Large scales: band-limited log-pol-tens fields that can be evaluated anywhere.
+
+    Parameters
+    ----------
+    name : str
+        What to call it in headers and messages.
+    alm : ndarray, shape (3, nalm), complex128
+        Harmonic coefficients (HEALPix order, mmax = lmax) of ``i`` (logarithm of µK_RJ) and of
+        the E and B of (q, u) as a spin-2 field, COSMO convention.
+    freq_ref : Quantity
+        The frequency at which the maps are given.
+    provenance : str
+        Where the numbers come from.
+    """
+
+    name: str
+    alm: np.ndarray
+    freq_ref: u.Quantity = FREQ_REF
+    provenance: str = ""
+
+    def __post_init__(self) -> None:
+        alm = np.array(self.alm, dtype=np.complex128)
+        if alm.ndim != 2 or alm.shape[0] != 3 or hp.Alm.getlmax(alm.shape[1]) < 2:
+            raise ValueError(
+                f"alm must have shape (3, nalm) with nalm that of an lmax >= 2, not {alm.shape}"
+            )
+        if not np.isfinite(alm).all():
+            raise ValueError(f"alm of the template {self.name!r} must be finite")
+        # Templates are shared, so nobody may write into one.
+        alm.flags.writeable = False
+        object.__setattr__(self, "alm", alm)
+
+    @property
+    def lmax(self) -> int:
+        """Highest multipole of the fields."""
+        return hp.Alm.getlmax(self.alm.shape[1])
+
+    def fields(self, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
+        """Log-pol-tens fields at any positions.
+
+        A position's values do not depend, to the last bit, on which others are asked for.
+
+        Parameters
+        ----------
+        theta, phi : ndarray, shape (n,)
+            Galactic colatitude and longitude in radians.
+
+        Returns
+        -------
+        ndarray, shape (3, n)
+            i, q, u, accurate to 1e-10 of their range.
+        """
+        theta = np.atleast_1d(np.asarray(theta, dtype=np.float64))
+        phi = np.atleast_1d(np.asarray(phi, dtype=np.float64))
+        if theta.ndim != 1 or theta.shape != phi.shape:
+            raise ValueError(f"theta {theta.shape} and phi {phi.shape} must be one list each")
+        result = np.empty((3, theta.size))
+        for start in range(0, theta.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            loc = np.stack([theta[part], phi[part]], axis=1)
+            for rows, spin in ((slice(0, 1), 0), (slice(1, 3), 2)):
+                result[rows, part] = ducc0.sht.synthesis_general(
+                    alm=self.alm[rows],
+                    loc=loc,
+                    spin=spin,
+                    lmax=self.lmax,
+                    # Left to itself, ducc chooses grid and kernel by the number of positions, and
+                    # a pixel's value would depend on how many others are asked for.
+                    sigma_min=2.0,
+                    sigma_max=2.0,
+                    # As fast as 1e-7 at these few multipoles.
+                    epsilon=1e-11,
+                    nthreads=0,
+                )
+        return result
+
+    def maps(self, nside: int) -> np.ndarray:
+        """I, Q, U of the large scales on a full sky.
+
+        Parameters
+        ----------
+        nside : int
+            HEALPix resolution.
+
+        Returns
+        -------
+        ndarray, shape (3, 12 nside²)
+            µK_RJ at ``freq_ref``, RING.
+        """
+        fields = self.fields(*hp.pix2ang(nside, np.arange(hp.nside2npix(nside))))
+        return from_log_pol_tens(fields)
+
+    @classmethod
+    def from_maps(
+        cls,
+        iqu: np.ndarray,
+        *,
+        name: str,
+        split: tuple[float, float] = SPLIT,
+        freq_ref: u.Quantity = FREQ_REF,
+        coord: str = "G",
+        provenance: str = "",
+    ) -> Template:
+        r"""Band-limited log fields whose *exponential* has the low multipoles of the input.
+
+        exp(low-pass(ln I)) is not low-pass(I), so the low-passed logarithm is only the start of a
+        fixed-point iteration. Each step adds to the fields (t is :func:`taper`, in harmonic space)
+
+        .. math:: \delta(i, q, u) = t * \frac{t * (X_{in} - X_{now})}{\max(I_{now}, G*I_{now})},
+                  \quad X = I, Q, U
+
+        which is Newton's step with its operator approximated by multiplication with I. The
+        Gaussian blur G keeps it stable beside bright regions.
+
+        Parameters
+        ----------
+        iqu : ndarray, shape (3, npix)
+            I, Q, U in µK_RJ at ``freq_ref``, HEALPix RING, COSMO convention.
+        name : str
+            What to call the template.
+        split : (float, float)
+            The taper's ends; the fields end at the second.
+        freq_ref : Quantity
+            The frequency of the maps.
+        coord : {"G", "C", "E"}
+            Coordinates of the maps; other than Galactic ones are rotated, in harmonic space.
+        provenance : str
+            Where the maps come from.
+
+        Returns
+        -------
+        Template
+
+        Raises
+        ------
+        ValueError
+            If the maps are not three full-sky HEALPix maps that reach the split, have unseen or
+            not finite pixels, or have I <= P anywhere.
+        """
+        iqu = _three_rows(iqu)
+        window = taper(np.arange(int(np.ceil(split[1])) + 1), *split)
+        lmax = window.size - 1
+        npix = iqu.shape[1]
+        if not hp.isnpixok(npix):
+            raise ValueError(
+                f"the template {name!r} has {npix} pixels, which no full-sky HEALPix map has"
+            )
+        nside = hp.npix2nside(npix)
+        if 3 * nside - 1 < lmax:
+            raise ValueError(
+                f"the template {name!r} has nside {nside}, too coarse to give multipoles up to "
+                f"{lmax}: give it at nside {_nside_for(lmax)} or finer"
+            )
+        bad = np.count_nonzero(~np.isfinite(iqu) | hp.mask_bad(iqu))
+        if bad:
+            raise ValueError(
+                f"the template {name!r} has {bad} NaN, infinite or UNSEEN values: fill them first"
+            )
+        if coord not in ("G", "C", "E"):
+            raise ValueError(f"coordinates must be 'G', 'C' or 'E', not {coord!r}")
+
+        start = to_log_pol_tens(iqu)
+        if nside > _WORK_NSIDE:
+            # Averages of pixels keep I > P. They also smooth, but this is only the start.
+            start = to_log_pol_tens(np.array(hp.ud_grade(iqu, _WORK_NSIDE)))
+        fields_alm = _filtered(start, window)
+        target = _filtered(iqu, window)
+        if coord != "G":
+            rotator = hp.Rotator(coord=[coord, "G"])
+            fields_alm = np.array(rotator.rotate_alm(fields_alm))
+            target = np.array(rotator.rotate_alm(target))
+
+        for _ in range(_ITERATIONS):
+            now = from_log_pol_tens(_synthesis(fields_alm, lmax))
+            missing = _synthesis(target - _filtered(now, window), lmax)
+            blurred = hp.alm2map(_blurred(now[0], lmax), _WORK_NSIDE, lmax=lmax)
+            step = np.clip(missing / np.maximum(now[0], blurred), -_MAX_STEP, _MAX_STEP)
+            fields_alm = fields_alm + _filtered(step, window)
+        return cls(name=name, alm=fields_alm, freq_ref=freq_ref, provenance=provenance)
+
+
+def _nside_for(lmax: int) -> int:
+    return 1 << int(np.ceil(np.log2((lmax + 1) / 3)))
+
+
+def _filtered(maps: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Harmonic coefficients of three maps (spins 0 and 2) times a window, up to its end."""
+    alm = hp.map2alm(maps, lmax=window.size - 1, iter=2, pol=True)
+    return np.array([hp.almxfl(row, window) for row in alm])
+
+
+def _blurred(intensity: np.ndarray, lmax: int) -> np.ndarray:
+    alm = hp.map2alm(intensity, lmax=lmax, iter=1)
+    return hp.almxfl(alm, hp.gauss_beam(_BLUR, lmax=lmax))
+
+
+def _synthesis(alm: np.ndarray, lmax: int) -> np.ndarray:
+    return np.array(hp.alm2map(alm, _WORK_NSIDE, lmax=lmax, pol=True))
+
+
+def load_template(
+    spec: str | Path | u.Quantity,
+    *,
+    freq_ref: u.Quantity = FREQ_REF,
+    split: tuple[float, float] = SPLIT,
+) -> Template:
+    """Large scales from wherever the user has them.
+
+    Parameters
+    ----------
+    spec : str, Path or Quantity
+        One of
+
+        - ``"embedded"``: the shipped template, which needs no network. It is a stand-in: Planck
+          2013 reddening for the intensity, a simple model of the field for the polarisation. Use a
+          map or a PySM preset for science.
+        - the name of a PySM dust preset with a modified blackbody, such as ``"d10"`` or ``"d1"``.
+          Its own index and temperature bring it to ``freq_ref``.
+        - the path of a FITS file with I, Q, U as ``healpy.write_map`` makes it: any ordering,
+          coordinates and nside; the unit in the header.
+        - an in-memory Quantity of shape (3, npix), RING, Galactic.
+
+        Maps in K_CMB, K_RJ or MJy/sr (with any prefix) are converted to µK_RJ at ``freq_ref``.
+    freq_ref : Quantity
+        For maps: the frequency they are given at, 353 GHz by convention.
+    split : (float, float)
+        See :func:`taper`.
+
+    Returns
+    -------
+    Template
+
+    Raises
+    ------
+    TypeError
+        If ``spec`` is none of these, for example an array without a unit.
+    ValueError
+        If the name is unknown, or the maps cannot be used; the message names the remedy.
+    FileNotFoundError
+        If a path does not exist.
+    ConnectionError
+        If PySM cannot get the preset's maps.
+    """
+    split = tuple(split)
+    if isinstance(spec, u.Quantity):
+        return Template.from_maps(
+            _to_uK_RJ(spec, freq_ref),
+            name="in-memory map",
+            split=split,
+            freq_ref=freq_ref,
+            provenance="an in-memory map",
+        )
+    if isinstance(spec, np.ndarray | list | tuple):
+        raise TypeError(
+            "an in-memory template must be a Quantity of shape (3, npix), "
+            "for example maps * pysm3.units.uK_RJ"
+        )
+    if not isinstance(spec, str | Path):
+        raise TypeError(
+            f"a template is a name, a path or a Quantity of shape (3, npix), not {spec!r}"
+        )
+    if spec == "embedded":
+        return _embedded_large_scales(split)
+    presets = pysm_presets()
+    if spec in presets:
+        return _from_pysm(str(spec), freq_ref, split)
+    if Path(spec).is_file():
+        return _from_file(Path(spec), freq_ref, split)
+    message = (
+        f"template {str(spec)!r}: there is no such file, and no preset of that name. "
+        f"Choose one of embedded, {', '.join(presets)}, or give the path of an I, Q, U map."
+    )
+    is_path = isinstance(spec, Path) or "/" in spec or ".fits" in spec
+    raise FileNotFoundError(message) if is_path else ValueError(message)
+
+
+def pysm_presets() -> list[str]:
+    """Names of the PySM presets that can be a template: dust with one modified blackbody."""
+    usable = (
+        "ModifiedBlackBody",
+        "DecorrelatedModifiedBlackBody",
+        "ModifiedBlackBodyRealization",
+    )
+    return [name for name, model in pysm3.sky.PRESET_MODELS.items() if model.get("class") in usable]
+
+
+def embedded_template() -> Template:
+    """Give the shipped template with all its multipoles, as it was before the split.
+
+    ``load_template("embedded")`` is what a sky is built from; this one goes on to ℓ = 128 and shows
+    the spectra that the small scales have to continue.
+
+    Returns
+    -------
+    Template
+    """
+    with np.load(data_path("template.npz"), allow_pickle=False) as stored:
+        alm = stored["alm"].astype(np.complex128)
+        provenance = json.loads(str(stored["provenance"]))
+    return Template(
+        name="embedded",
+        alm=alm,
+        freq_ref=u.Quantity(provenance["freq_ref"]),
+        provenance=provenance["summary"],
+    )
+
+
+@lru_cache(maxsize=4)
+def _embedded_large_scales(split: tuple[float, float]) -> Template:
+    full = embedded_template()
+    return Template.from_maps(
+        full.maps(_WORK_NSIDE),
+        name=full.name,
+        split=split,
+        freq_ref=full.freq_ref,
+        provenance=full.provenance,
+    )
+
+
+def _from_pysm(name: str, freq_ref: u.Quantity, split: tuple[float, float]) -> Template:
+    try:
+        sky = pysm3.Sky(nside=_PYSM_NSIDE, preset_strings=[name])
+    except OSError as error:
+        raise ConnectionError(
+            f"PySM's server was not reached for the maps of {name!r} ({error}). "
+            "Go online, set PYSM_LOCAL_DATA to a folder that has them, "
+            'or use template="embedded", which needs no network.'
+        ) from error
+    model = sky.components[0]
+    maps = emission(
+        np.stack([model.I_ref.value, model.Q_ref.value, model.U_ref.value]),
+        freq_ref,
+        freq_ref_I=model.freq_ref_I,
+        freq_ref_P=model.freq_ref_P,
+        beta=model.mbb_index.value,
+        temperature=model.mbb_temperature.to_value(u.K),
+    )
+    return Template.from_maps(
+        maps,
+        name=name,
+        split=split,
+        freq_ref=freq_ref,
+        provenance=f"PySM {pysm3.__version__} preset {name}, at nside {_PYSM_NSIDE}",
+    )
+
+
+def _from_file(path: Path, freq_ref: u.Quantity, split: tuple[float, float]) -> Template:
+    try:
+        maps, header = hp.read_map(path, field=(0, 1, 2), h=True, dtype=np.float64)
+    except (IndexError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"template {str(path)!r} cannot be read as a HEALPix map of I, Q and U ({error}): "
+            "it must be a FITS table with three columns, as healpy.write_map makes it"
+        ) from error
+    cards: dict[str, Any] = dict(header)
+    coord = str(cards.get("COORDSYS", "")).strip().upper()[:1]
+    if not coord:
+        log.warning("%s has no COORDSYS in its header: taken as Galactic", path)
+        coord = "G"
+    rows = []
+    for number, row in enumerate(maps, start=1):
+        key = f"TUNIT{number}"
+        text = str(cards.get(key, "")).strip()
+        # The Planck archive writes K_CMB in several ways.
+        text = text.replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB")
+        try:
+            unit = u.Unit(text)
+        except ValueError:
+            unit = u.dimensionless_unscaled
+        try:
+            rows.append(_to_uK_RJ(u.Quantity(row, unit), freq_ref))
+        except u.UnitsError as error:
+            raise ValueError(f"template {str(path)!r}, {key} = {text!r}: {error}") from error
+    return Template.from_maps(
+        np.stack(rows),
+        name=path.name,
+        split=split,
+        freq_ref=freq_ref,
+        coord=coord,
+        provenance=f"the file {path.name}",
+    )
+
+
+def _to_uK_RJ(maps: u.Quantity, freq_ref: u.Quantity) -> np.ndarray:
+    # A plain K is no brightness: astropy might let it pass for any of the two temperatures.
+    if maps.unit.physical_type == "temperature" or not maps.unit.is_equivalent(
+        u.uK_RJ, equivalencies=u.cmb_equivalencies(freq_ref)
+    ):
+        raise u.UnitsError(
+            f"the unit of a template must be K_CMB, K_RJ or MJy/sr (or a multiple, such as uK_RJ), "
+            f"not {str(maps.unit) or 'none'!r}. Multiply the map by its unit, or set TUNIT1-3 in "
+            "its header."
+        )
+    return maps.to_value(u.uK_RJ, equivalencies=u.cmb_equivalencies(freq_ref))

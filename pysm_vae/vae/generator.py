@@ -1,0 +1,330 @@
+"""The door between the two wings: weights in, seeded patches out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pysm_vae.files import atomic_write, data_path
+
+if TYPE_CHECKING:
+    from pysm_vae.vae.networks import PatchVAE
+
+# The network that the sky wing uses when none is named.
+DEFAULT_WEIGHTS = "octave"
+SHIPPED_WEIGHTS = ("octave", "thorne2021")
+
+# Patches decoded at a time: enough to fill two cores, few enough for any memory.
+BATCH = 32
+
+
+class Generator:
+    """A trained network that turns standard normal latents into patches of dust.
+
+    Made by :func:`load_generator`. TensorFlow is imported when the first patch is decoded.
+
+    Parameters
+    ----------
+    card : dict
+        The model card.
+    weights : Path
+        The weights' file; its hash is checked against the card.
+
+    Attributes
+    ----------
+    name : str
+        Name of the weights.
+    size : int
+        Pixels a side of a training patch.
+    pixel_size : float
+        Arcmin a pixel of the finest training patches. Standardised log-dust is close to scale-free,
+        so a patch may be laid down at another pixel size.
+    sha256 : str
+        Hash of the weights.
+    """
+
+    def __init__(self, card: dict[str, Any], weights: Path) -> None:
+        self.card = card
+        self.name: str = card["name"]
+        self.size: int = card["size"]
+        self.pixel_size: float = card["pixel_size_arcmin"]
+        self.sha256: str = card["sha256"]
+        self._arrays = _read_weights(weights, self.sha256)
+        self._network: PatchVAE | None = None
+        self._functions: dict[bool, Any] = {}
+
+    @classmethod
+    def from_card(cls, path: str | Path) -> Generator:
+        """Read a card and the weights beside it.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the card or its weights are missing.
+        ValueError
+            If the card is not one of ours, or the weights are damaged or not those of the card.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no model card at {str(path)!r}")
+        try:
+            card = json.loads(path.read_text())
+            weights = path.parent / card["weights"]
+            return cls(card, weights)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{str(path)!r} is not a model card ({type(error).__name__}: {error}): "
+                "name the .json that training left beside its weights"
+            ) from error
+
+    @property
+    def network(self) -> PatchVAE:
+        """The Keras network with the weights loaded."""
+        if self._network is None:
+            from pysm_vae.vae.networks import build_network
+
+            network = build_network(self.card["architecture"], **self.card["network"])
+            _assign(network, self._arrays, self.name)
+            self._network = network
+        return self._network
+
+    @property
+    def conditional(self) -> bool:
+        """Whether patches can be drawn for a given coarse map."""
+        return self.card["architecture"] == "octave"
+
+    def latent_shapes(self, size: int | None = None) -> list[tuple[int, ...]]:
+        """Shapes of the latents of one patch of ``size`` pixels a side, coarse to fine."""
+        return self.network.latent_shapes(self.size if size is None else size)
+
+    def decode(self, latents: Sequence[np.ndarray], coarse: np.ndarray | None = None) -> np.ndarray:
+        """Decode latents in batches.
+
+        Parameters
+        ----------
+        latents : sequence of ndarray, each (n, *shape)
+            As :meth:`latent_shapes` says, with a leading axis of patches. With ``coarse``, only
+            the latents of the octaves finer than it.
+        coarse : ndarray, shape (n, m, m), optional
+            Standardised block means to draw the finer octaves for.
+
+        Returns
+        -------
+        ndarray, float32, shape (n, size, size)
+            Patches in the network's own units: nearly zero mean and unit variance.
+        """
+        n = len(latents[0])
+        if coarse is not None and not self.conditional:
+            raise ValueError(f"weights {self.name!r} cannot be conditioned on a coarse map")
+        inputs = [np.asarray(latent, np.float32) for latent in latents]
+        if coarse is not None:
+            inputs.append(np.asarray(coarse, np.float32))
+        function = self._function(coarse is not None)
+        batches = []
+        for start in range(0, n, BATCH):
+            chunk = [array[start : start + BATCH] for array in inputs]
+            filled = len(chunk[0])
+            # A short last batch is padded, so that a size is traced (and compiled) only once.
+            chunk = [np.pad(a, [(0, BATCH - filled)] + [(0, 0)] * (a.ndim - 1)) for a in chunk]
+            batches.append(np.asarray(function(*chunk))[:filled])
+        return np.concatenate(batches)
+
+    def sample(
+        self,
+        n: int,
+        size: int | None = None,
+        seed: int = 0,
+        coarse: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Draw patches from the prior.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        size : int, optional
+            Pixels a side; the default is the training size. Free for ``octave`` networks
+            (a multiple of 16), fixed for ``thorne2021``.
+        seed : int
+            Patch ``i`` depends on ``(seed, i)`` alone.
+        coarse : ndarray, shape (n, m, m), optional
+            Standardised block means to draw the finer octaves for; ``size`` is a power of two
+            times ``m``.
+
+        Returns
+        -------
+        ndarray, float32, shape (n, size, size)
+            Standardised log-intensity (each patch has zero mean and unit variance), at
+            :attr:`pixel_size` arcmin a pixel or, as dust is close to scale-free, any other. With
+            ``coarse``, in the units of the coarse map instead.
+        """
+        size = self.size if size is None else size
+        shapes = self.latent_shapes(size)
+        if coarse is not None:
+            grid = coarse.shape[-1]
+            shapes = [shape for shape in shapes[1:] if shape[0] >= grid]
+            if not shapes or shapes[0][0] != grid:
+                raise ValueError(
+                    f"a coarse map of {grid} pixels does not refine to {size}: "
+                    "size must be a power of two times it"
+                )
+        latents = draw_latents(shapes, [(seed, i) for i in range(n)])
+        patches = self.decode(latents, coarse)
+        if coarse is not None:
+            return patches
+        patches = patches - patches.mean(axis=(1, 2), keepdims=True)
+        return patches / patches.std(axis=(1, 2), keepdims=True)
+
+    def _function(self, conditional: bool) -> Any:
+        if conditional not in self._functions:
+            import tensorflow as tf
+
+            network = self.network
+
+            def decode(*inputs: Any) -> Any:
+                if conditional:
+                    return network.decode(list(inputs[:-1]), coarse=inputs[-1])
+                return network.decode(list(inputs))
+
+            # A plain graph: XLA is several times slower for these convolutions on a CPU.
+            self._functions[conditional] = tf.function(decode, jit_compile=False)
+        return self._functions[conditional]
+
+
+def draw_latents(
+    shapes: Sequence[tuple[int, ...]], keys: Sequence[tuple[int, ...]]
+) -> list[np.ndarray]:
+    """Standard normal latents, those of each patch from its own key.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple
+        Shapes of the latents of one patch.
+    keys : sequence of tuple of int
+        One key a patch, such as (seed, level, tile, field). The same key always gives the same
+        latents, whatever else is drawn (Philox, a counter-based generator: Salmon et al. 2011).
+
+    Returns
+    -------
+    list of ndarray, float32, each (len(keys), *shape)
+    """
+    latents = [np.empty((len(keys), *shape), np.float32) for shape in shapes]
+    for i, key in enumerate(keys):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        for latent in latents:
+            latent[i] = rng.standard_normal(latent.shape[1:], np.float32)
+    return latents
+
+
+def load_generator(weights: str | Path = "default") -> Generator:
+    """Load a trained generator.
+
+    Parameters
+    ----------
+    weights : str or path-like
+        ``"default"``, the name of shipped weights (``"octave"`` or ``"thorne2021"``), or the path
+        of the model card (``.json``) of your own training.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no such weights.
+    ValueError
+        If the weights are damaged or do not belong to their card.
+    """
+    name = DEFAULT_WEIGHTS if weights == "default" else str(weights)
+    if name in SHIPPED_WEIGHTS:
+        return Generator.from_card(data_path(f"{name}.json"))
+    path = Path(name)
+    if path.is_dir():
+        cards = [path / f"{shipped}.json" for shipped in SHIPPED_WEIGHTS]
+        path = next((card for card in cards if card.is_file()), path / "*.json")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights {name!r}: choose 'default', one of {', '.join(SHIPPED_WEIGHTS)}, "
+            "or the path of a model card (.json) that 'pysm-vae train' wrote"
+        )
+    return Generator.from_card(path)
+
+
+def save_weights(network: PatchVAE, path: Path) -> str:
+    """Write the decoder's and the shared weights as half-precision arrays, with no code in them.
+
+    The dense encoder of ``thorne2021`` is left out: it is ten times the rest, and generation does
+    not need it.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
+    arrays = {}
+    for variable in _shipped_variables(network):
+        arrays[variable.path] = np.asarray(variable.numpy(), np.float32)
+    with atomic_write(path) as partial:
+        # Fixed time stamps, so that the same weights give the same file.
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
+        return hashlib.sha256(partial.read_bytes()).hexdigest()
+
+
+def _shipped_variables(network: PatchVAE) -> list[Any]:
+    """Variables that the weights' file holds: all but optimiser, seeds and a dense encoder."""
+    skip = ["seed_generator", "kl_weight", "optimizer"]
+    if network.name == "thorne2021":
+        skip += ["/encoder/", "latent_mean", "latent_log_scale"]
+    return [v for v in network.variables if not any(part in f"/{v.path}" for part in skip)]
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"the card's weights are missing: {str(path)!r}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(
+            f"weights {str(path)!r} are damaged or not those of their card (the SHA-256 differs): "
+            "copy the weights and the card again, together"
+        )
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _assign(network: PatchVAE, arrays: dict[str, np.ndarray], name: str) -> None:
+    for variable in _shipped_variables(network):
+        array = arrays.get(variable.path)
+        if array is None or array.shape != tuple(variable.shape):
+            raise ValueError(
+                f"weights {name!r} do not fit their network at {variable.path!r}: "
+                "the card's 'network' entry was changed, or they come from another version"
+            )
+        variable.assign(array)
+
+
+def measure_spectrum(
+    generator: Generator, *, size: int = 128, n: int = 256, seed: int = 0
+) -> dict[str, Any]:
+    """Mean spectrum of prior samples, which the sky wing calibrates by.
+
+    Returns
+    -------
+    dict
+        ``size``, and ``power``: the apodised, azimuthally averaged power at 1, 2, … ``size // 2``
+        cycles a patch, such that white noise of unit variance gives 1.
+    """
+    from pysm_vae.stats.spectra import radial_spectrum
+
+    if not generator.conditional:
+        size = generator.size
+    _, power = radial_spectrum(generator.sample(n, size, seed))
+    mean = power.mean(axis=0)
+    return {"size": size, "samples": n, "power": [float(f"{p:.6g}") for p in mean]}

@@ -1,0 +1,515 @@
+"""The networks, in ``keras.ops`` alone, so that any Keras 3 backend can train them.
+
+Two architectures share one interface (:class:`PatchVAE`):
+
+``thorne2021``
+    The network of Thorne, Knox & Prabhu (2021, MNRAS 504, 2603): one latent vector a patch. It is
+    the baseline of every table, and the network of the inverse tasks.
+``octave``
+    A ladder of conditional VAEs, one step an octave. The patch is split by an orthogonal Haar
+    pyramid into a coarse map and the details of each octave; each step draws the details of one
+    octave, given everything coarser, from latents that live on that octave's grid. All steps share
+    one set of weights (log-dust is close to scale-free) and tell the octaves apart by an embedding.
+    It is fully convolutional, so the patch size at generation is free, and the coarse map may be
+    given, so that small scales can be drawn for large scales that are already there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+ARCHITECTURES = ("thorne2021", "octave")
+
+
+def build_network(architecture: str, **config: Any) -> PatchVAE:
+    """Build a network by name.
+
+    Parameters
+    ----------
+    architecture : {"thorne2021", "octave"}
+        Which network.
+    **config
+        The hyperparameters of :class:`Thorne2021` or :class:`Octave`.
+
+    Raises
+    ------
+    ValueError
+        If the name is not one of ``ARCHITECTURES``.
+    """
+    classes = {"thorne2021": Thorne2021, "octave": Octave}
+    if architecture not in classes:
+        raise ValueError(
+            f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}"
+        )
+    return classes[architecture](**config)
+
+
+class PatchVAE(keras.Model):
+    """What training and generation ask of a network.
+
+    ``call`` returns the terms of the evidence lower bound (ELBO), each ``(n,)`` in nats a patch;
+    ``compute_loss`` adds them up with *the same* normalisation, so that ``kl_weight = 1`` is the
+    ELBO itself. (The public code of the paper summed the KL term over the batch and averaged the
+    likelihood, an effective weight of eight.)
+    """
+
+    def __init__(self, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.kl_weight = self.add_weight(
+            shape=(), initializer="ones", trainable=False, name="kl_weight"
+        )
+        self.trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("elbo", "likelihood", "kl", "score")
+        }
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The means that training reports, all in nats a pixel."""
+        return list(self.trackers.values())
+
+    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
+        """Shapes of the standard normal latents that make one patch of ``size`` pixels a side."""
+        raise NotImplementedError
+
+    def encode(self, patches: Any) -> list[tuple[Any, Any]]:
+        """Posterior of the latents: a list of (mean, log standard deviation)."""
+        raise NotImplementedError
+
+    def decode(self, latents: list[Any], training: bool = False) -> Any:
+        """Patches ``(n, size, size)`` of the given latents."""
+        raise NotImplementedError
+
+    def _draw(self, mean: Any, log_scale: Any) -> Any:
+        noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+        return mean + ops.exp(log_scale) * noise
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Minus the ELBO (plus the prior score, where a network has one), in nats a pixel."""
+        del y, sample_weight, training
+        pixels = math.prod(x.shape[1:3])
+        terms = {name: ops.mean(value) / pixels for name, value in y_pred.items()}
+        self.trackers["likelihood"].update_state(terms["likelihood"])
+        self.trackers["kl"].update_state(terms["kl"])
+        self.trackers["elbo"].update_state(terms["likelihood"] - terms["kl"])
+        self.trackers["score"].update_state(terms["score"])
+        return self.kl_weight * terms["kl"] - terms["likelihood"] + terms["score"]
+
+
+def _kl(mean: Any, log_scale: Any) -> Any:
+    """Kullback-Leibler divergence from N(0, 1), summed over all but the batch axis."""
+    axes = tuple(range(1, len(mean.shape)))
+    divergence = 0.5 * (ops.square(mean) + ops.exp(2.0 * log_scale) - 1.0) - log_scale
+    return ops.sum(divergence, axis=axes)
+
+
+def _log_normal(residual: Any, log_scale: Any) -> Any:
+    """Logarithm of a normal density, summed over all but the batch axis."""
+    axes = tuple(range(1, len(residual.shape)))
+    density = -0.5 * ops.square(residual / ops.exp(log_scale)) - log_scale
+    return ops.sum(density - 0.5 * math.log(2.0 * math.pi), axis=axes)
+
+
+class Thorne2021(PatchVAE):
+    """The network of the paper, at its size (256) or a smaller multiple of 16.
+
+    Encoder: convolutions of 256, 128 and 64 filters (kernel 4, stride 2, ReLU, batch norm with
+    momentum 0.9), a dense layer of 1024, and two dense layers for the mean and the log standard
+    deviation of the latents. Decoder: a dense layer to (size/16, size/16, 32), transposed
+    convolutions of 128, 64, 32 and 16 filters (kernel 4, stride 2, ReLU), a 1x1 convolution.
+    Prior N(0, I); likelihood Gaussian and independent in each pixel, with one variance that is
+    learned with the rest, so that the two terms of the ELBO are weighed by the data and not by
+    choice.
+
+    Parameters
+    ----------
+    size : int
+        Pixels a side, a multiple of 16.
+    latents : int
+        Length of the latent vector (the paper: 256).
+    seed : int
+        Seed of the draws during training.
+    """
+
+    def __init__(self, size: int = 256, latents: int = 256, seed: int = 0) -> None:
+        if size < 16 or size % 16:
+            raise ValueError(f"thorne2021 needs a patch size that is a multiple of 16, got {size}")
+        super().__init__(seed=seed, name="thorne2021")
+        self.size = size
+        self.latents = latents
+        start = size // 16
+        encoder: list[layers.Layer] = [keras.Input((size, size, 1))]
+        for filters in (256, 128, 64):
+            encoder += [
+                layers.Conv2D(filters, 4, strides=2, padding="same", activation="relu"),
+                layers.BatchNormalization(momentum=0.9),
+            ]
+        encoder += [layers.Flatten(), layers.Dense(1024, activation="relu")]
+        self.encoder = keras.Sequential(encoder, name="encoder")
+        self.to_mean = layers.Dense(latents, name="latent_mean")
+        # A posterior that starts narrow keeps the first likelihood gradients from drowning.
+        self.to_log_scale = layers.Dense(
+            latents,
+            name="latent_log_scale",
+            bias_initializer=keras.initializers.Constant(-1.0),
+        )
+        decoder: list[layers.Layer] = [
+            keras.Input((latents,)),
+            layers.Dense(start * start * 32, activation="relu"),
+            layers.Reshape((start, start, 32)),
+        ]
+        for filters in (128, 64, 32, 16):
+            decoder += [
+                layers.BatchNormalization(momentum=0.9),
+                layers.Conv2DTranspose(filters, 4, strides=2, padding="same", activation="relu"),
+            ]
+        decoder.append(layers.Conv2D(1, 1))
+        self.decoder = keras.Sequential(decoder, name="decoder")
+        self.log_noise = self.add_weight(shape=(), initializer="zeros", name="log_noise")
+        self.to_mean.build((None, 1024))
+        self.to_log_scale.build((None, 1024))
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """Hyperparameters, as :func:`build_network` takes them."""
+        return {"size": self.size, "latents": self.latents}
+
+    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
+        """See :meth:`PatchVAE.latent_shapes`; the size is fixed by the dense layers."""
+        if size != self.size:
+            raise ValueError(
+                f"these thorne2021 weights make patches of {self.size} pixels a side, not {size}: "
+                "leave out size, or use an 'octave' network, whose size is free"
+            )
+        return [(self.latents,)]
+
+    def encode(self, patches: Any, training: bool = False) -> list[tuple[Any, Any]]:
+        """Posterior of the latents of patches ``(n, size, size)``."""
+        hidden = self.encoder(ops.expand_dims(patches, -1), training=training)
+        return [(self.to_mean(hidden), ops.clip(self.to_log_scale(hidden), -8.0, 4.0))]
+
+    def decode(self, latents: list[Any], training: bool = False) -> Any:
+        """Mean patches of latents ``[(n, latents)]``."""
+        return self.decoder(latents[0], training=training)[..., 0]
+
+    def call(self, patches: Any, training: bool = False) -> dict[str, Any]:
+        """Terms of the ELBO with one posterior draw."""
+        ((mean, log_scale),) = self.encode(patches, training=training)
+        decoded = self.decode([self._draw(mean, log_scale)], training=training)
+        kl = _kl(mean, log_scale)
+        return {
+            "likelihood": _log_normal(patches - decoded, self.log_noise),
+            "kl": kl,
+            "score": ops.zeros_like(kl),
+        }
+
+
+def haar_analysis(fine: Any) -> tuple[Any, Any]:
+    """Split ``(n, 2m, 2m, 1)`` into block means ``(n, m, m, 1)`` and details ``(n, m, m, 3)``."""
+    a, b = fine[:, 0::2, 0::2], fine[:, 0::2, 1::2]
+    c, d = fine[:, 1::2, 0::2], fine[:, 1::2, 1::2]
+    coarse = 0.25 * (a + b + c + d)
+    details = 0.25 * ops.concatenate([a - b + c - d, a + b - c - d, a - b - c + d], axis=-1)
+    return coarse, details
+
+
+def haar_synthesis(coarse: Any, details: Any) -> Any:
+    """Inverse of :func:`haar_analysis`."""
+    h, v, d = details[..., 0:1], details[..., 1:2], details[..., 2:3]
+    top = ops.stack([coarse + h + v + d, coarse - h + v - d], axis=3)
+    bottom = ops.stack([coarse + h - v - d, coarse - h - v + d], axis=3)
+    _, rows, columns, _ = coarse.shape
+    return ops.reshape(ops.stack([top, bottom], axis=2), (-1, 2 * rows, 2 * columns, 1))
+
+
+def _box(field: Any, width: int) -> Any:
+    """Mean over a moving square window; the window shrinks at the edges."""
+    return ops.average_pool(field, width, strides=1, padding="same")
+
+
+class _Step(layers.Layer):
+    """Convolutions shared by all octaves, each with a bias of its own for every octave."""
+
+    def __init__(
+        self, octaves: int, channels: int, outputs: int, kernels: tuple[int, ...], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.octaves = octaves
+        self.channels = channels
+        self.convolutions = [
+            layers.Conv2D(channels, kernel, padding="same", name=f"conv{i}")
+            for i, kernel in enumerate(kernels)
+        ]
+        self.head = layers.Conv2D(
+            outputs, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.05), name="head"
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the weights."""
+        shape = (None, None, None, input_shape[-1])
+        for convolution in self.convolutions:
+            convolution.build(shape)
+            shape = (None, None, None, self.channels)
+        self.head.build(shape)
+        self.octave_bias = self.add_weight(
+            shape=(len(self.convolutions), self.octaves, self.channels),
+            initializer="zeros",
+            name="octave_bias",
+        )
+        self.built = True
+
+    def call(self, features: Any, octave: int) -> Any:
+        """Map features ``(n, m, m, c)`` of one octave to its outputs."""
+        for i, convolution in enumerate(self.convolutions):
+            hidden = ops.gelu(convolution(features) + self.octave_bias[i, octave])
+            features = hidden if i == 0 else features + hidden
+        return self.head(features)
+
+
+class Octave(PatchVAE):
+    """A ladder of conditional VAEs, one step an octave; see the module's docstring.
+
+    Step ``k`` takes the block-mean map ``a`` of twice the pixel size, as three bands (``a`` less
+    its 3x3 mean, that less the 9x9 mean, and the rest), and latents ``z ~ N(0, I)`` on the same
+    grid, and returns the three Haar details as ``scale_k v exp(g)``: ``v`` and ``g`` are outputs of
+    the network; ``g`` lets the amplitude vary from place to place, which is what heavy tails are
+    made of. There are more latents than details, so a sample needs no white noise on top.
+
+    The objective is the ELBO, with a Gaussian likelihood of standard deviation ``residual`` times
+    the details' own in every octave alike (so that each octave counts), plus ``score_weight``
+    times an energy score (Gneiting & Raftery 2007, JASA 102, 359, eq. 21) of *prior* samples of
+    each octave given the true coarser map, over windows of several widths and over local energies.
+    The score is proper: it is least when the samples have the conditional distribution of the data.
+    It closes the gap between prior and aggregate posterior, which the ELBO alone leaves open.
+
+    Parameters
+    ----------
+    octaves : int
+        Number of steps; a patch must be a multiple of ``2**octaves`` pixels a side.
+    channels, encoder_channels : int
+        Width of the decoder's and of the encoder's convolutions.
+    latents : int
+        Latent channels of each octave.
+    residual : float
+        Standard deviation of the likelihood, in units of the details' own.
+    score_weight : float
+        Weight of the energy score; 0 leaves the bare ELBO.
+    seed : int
+        Seed of the draws during training.
+    """
+
+    WINDOWS = (1, 3, 7)
+
+    def __init__(
+        self,
+        octaves: int = 4,
+        channels: int = 32,
+        encoder_channels: int = 48,
+        latents: int = 6,
+        residual: float = 0.15,
+        score_weight: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed, name="octave")
+        self.octaves = octaves
+        self.channels = channels
+        self.encoder_channels = encoder_channels
+        self.latents = latents
+        self.residual = residual
+        self.score_weight = score_weight
+        self.decoder = _Step(octaves, channels, 6, (5, 3, 3), name="decoder")
+        self.encoder = _Step(octaves, encoder_channels, 2 * latents, (3, 3), name="encoder")
+        self.decoder.build((None, None, None, 3 + latents))
+        self.encoder.build((None, None, None, 6))
+        # Measured on the training patches by adapt(), then fixed.
+        self.detail_scale = self.add_weight(
+            shape=(octaves,), initializer="ones", trainable=False, name="detail_scale"
+        )
+        self.context_scale = self.add_weight(
+            shape=(octaves, 3), initializer="ones", trainable=False, name="context_scale"
+        )
+        self.variogram = self.add_weight(
+            shape=(2,), initializer="ones", trainable=False, name="variogram"
+        )
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """Hyperparameters, as :func:`build_network` takes them."""
+        names = ("octaves", "channels", "encoder_channels", "latents", "residual", "score_weight")
+        return {name: getattr(self, name) for name in names}
+
+    def adapt(self, patches: np.ndarray) -> None:
+        """Measure the scales of the octaves, and the variogram of the coarsest map.
+
+        Parameters
+        ----------
+        patches : ndarray, shape (n, size, size)
+            Standardised training patches.
+        """
+        coarse = ops.convert_to_tensor(patches[..., None], dtype="float32")
+        detail_scale = np.ones(self.octaves, np.float32)
+        context_scale = np.ones((self.octaves, 3), np.float32)
+        for octave in range(self.octaves):
+            coarse, details = haar_analysis(coarse)
+            detail_scale[octave] = np.std(ops.convert_to_numpy(details))
+            bands = ops.convert_to_numpy(self._bands(coarse))
+            context_scale[octave] = np.sqrt(np.mean(bands**2, axis=(0, 1, 2)))
+        self.detail_scale.assign(detail_scale)
+        self.context_scale.assign(np.maximum(context_scale, 1e-3))
+        # Half the mean square difference at lags 1 and 2 of the coarsest grid, as g r^h.
+        top = ops.convert_to_numpy(coarse)[..., 0]
+        lags = [
+            0.25
+            * (
+                np.mean((top[:, r:] - top[:, :-r]) ** 2)
+                + np.mean((top[:, :, r:] - top[:, :, :-r]) ** 2)
+            )
+            for r in (1, 2)
+        ]
+        exponent = float(np.clip(np.log2(lags[1] / lags[0]), 0.05, 1.9))
+        self.variogram.assign(np.array([lags[0], exponent], np.float32))
+
+    def _bands(self, coarse: Any) -> Any:
+        narrow, wide = _box(coarse, 3), _box(coarse, 9)
+        return ops.concatenate([coarse - narrow, narrow - wide, wide], axis=-1)
+
+    def _context(self, coarse: Any, octave: int) -> Any:
+        return self._bands(coarse) / self.context_scale[octave]
+
+    def _details(self, context: Any, z: Any, octave: int) -> Any:
+        """Mean details of one octave, in units of the octave's scale."""
+        outputs = self.decoder(ops.concatenate([context, z], axis=-1), octave=octave)
+        return outputs[..., :3] * ops.exp(2.0 * ops.tanh(0.5 * outputs[..., 3:]))
+
+    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
+        """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave, coarse to fine."""
+        step = 2**self.octaves
+        if size < step or size % step:
+            raise ValueError(f"this network needs a patch size that is a multiple of {step}")
+        grids = [size // 2 ** (octave + 1) for octave in reversed(range(self.octaves))]
+        return [(grids[0] ** 2,)] + [(grid, grid, self.latents) for grid in grids]
+
+    def top_matrix(self, grid: int) -> Any:
+        """Square root of the coarsest map's covariance on a ``grid`` x ``grid`` lattice.
+
+        The map is a zero-mean intrinsic random field with variogram ``g r^h``: with ``P`` the
+        projection that removes the mean, its covariance is ``-P gamma P`` (Chilès & Delfiner 2012,
+        Geostatistics, section 4.3).
+        """
+        y, x = np.divmod(np.arange(grid * grid), grid)
+        distance = np.hypot(x[:, None] - x, y[:, None] - y).astype(np.float32)
+        # A lag of zero would be 0^h, whose gradient is not finite.
+        gamma = self.variogram[0] * ops.where(
+            distance > 0, ops.maximum(distance, 1.0) ** self.variogram[1], 0.0
+        )
+        projection = (np.eye(grid * grid) - 1.0 / grid**2).astype(np.float32)
+        values, vectors = ops.eigh(-ops.matmul(projection, ops.matmul(gamma, projection)))
+        return vectors * ops.sqrt(ops.maximum(values, 0.0))
+
+    def encode(self, patches: Any) -> list[tuple[Any, Any]]:
+        """See :meth:`PatchVAE.encode`; the coarsest map is known exactly."""
+        coarse, posterior = patches[..., None], []
+        for octave in range(self.octaves):
+            coarse, details = haar_analysis(coarse)
+            posterior.append(self._posterior(self._context(coarse, octave), details, octave))
+        grid = coarse.shape[1]
+        root = self.top_matrix(grid)
+        flat = ops.reshape(coarse, (-1, grid * grid))
+        # The columns of the root are orthogonal; the one of the mean is zero and stays unused.
+        norm = ops.sum(ops.square(root), axis=0)
+        top = ops.matmul(flat, root) * ops.where(norm > 1e-6, 1.0 / ops.maximum(norm, 1e-6), 0.0)
+        posterior.append((top, ops.full_like(top, -8.0)))
+        return posterior[::-1]
+
+    def _posterior(self, context: Any, details: Any, octave: int) -> tuple[Any, Any]:
+        scaled = details / self.detail_scale[octave]
+        outputs = self.encoder(ops.concatenate([context, scaled], axis=-1), octave=octave)
+        # Starts at a standard deviation of 0.37, and stays within what float32 can square.
+        log_scale = ops.clip(outputs[..., self.latents :] - 1.0, -8.0, 2.0)
+        return outputs[..., : self.latents], log_scale
+
+    def decode(self, latents: list[Any], training: bool = False, coarse: Any = None) -> Any:
+        """See :meth:`PatchVAE.decode`.
+
+        Parameters
+        ----------
+        latents : list of tensor
+            As :meth:`latent_shapes`; with ``coarse``, only those of the octaves finer than it.
+        coarse : tensor, shape (n, m, m), optional
+            Standardised block means to start from; each octave's latents given double it.
+        """
+        del training
+        if coarse is None:
+            grid = math.isqrt(latents[0].shape[-1])
+            root = self.top_matrix(grid)
+            coarse = ops.reshape(ops.matmul(latents[0], ops.transpose(root)), (-1, grid, grid))
+            latents = latents[1:]
+        field = coarse[..., None]
+        for i, latent in enumerate(latents):
+            octave = len(latents) - 1 - i
+            details = self._details(self._context(field, octave), latent, octave)
+            field = haar_synthesis(field, self.detail_scale[octave] * details)
+        return field[..., 0]
+
+    def call(self, patches: Any, training: bool = False) -> dict[str, Any]:
+        """Terms of the ELBO with one posterior draw, and the energy score of two prior draws."""
+        del training
+        coarse = patches[..., None]
+        likelihood, kl, score = 0.0, 0.0, 0.0
+        for octave in range(self.octaves):
+            coarse, details = haar_analysis(coarse)
+            context = self._context(coarse, octave)
+            mean, log_scale = self._posterior(context, details, octave)
+            decoded = self._details(context, self._draw(mean, log_scale), octave)
+            scaled = details / self.detail_scale[octave]
+            likelihood += _log_normal(scaled - decoded, math.log(self.residual))
+            kl += _kl(mean, log_scale)
+            if self.score_weight:
+                score += self._energy_score(context, scaled, octave)
+        # A mean a location and octave, given the size of a term of the ELBO, which is a sum.
+        pixels = math.prod(patches.shape[1:3])
+        weight = self.score_weight * pixels / self.octaves
+        return {"likelihood": likelihood, "kl": kl, "score": weight * (score + 0.0 * kl)}
+
+    def _energy_score(self, context: Any, scaled: Any, octave: int) -> Any:
+        """Energy score ``(n,)`` of the octave's prior given the true coarser map."""
+        twice = ops.concatenate([context, context], axis=0)
+        shape = (*ops.shape(twice)[:3], self.latents)
+        z = keras.random.normal(shape, seed=self.seed_generator)
+        drawn = self._details(twice, z, octave)
+        first, second = ops.split(drawn, 2, axis=0)
+        score = 0.0
+        for width in self.WINDOWS:
+            if width > context.shape[1]:
+                continue
+            score += _energy_distance(scaled, first, second, width)
+            if width > 1:
+                energies = [
+                    ops.log(_box(ops.square(field), width) + 1e-3)
+                    for field in (scaled, first, second)
+                ]
+                score += 0.25 * _energy_distance(*energies, 1)
+        return score
+
+
+def _energy_distance(truth: Any, first: Any, second: Any, width: int) -> Any:
+    """``E|x - s| - E|s - s'|/2`` of the values in moving windows, ``(n,)``."""
+
+    def norm(difference: Any) -> Any:
+        squared = ops.sum(ops.square(difference), axis=-1, keepdims=True)
+        windowed = _box(squared, width) if width > 1 else squared
+        return ops.mean(ops.sqrt(windowed + 1e-6), axis=(1, 2, 3))
+
+    return 0.5 * (norm(truth - first) + norm(truth - second)) - 0.5 * norm(first - second)

@@ -1,0 +1,324 @@
+"""Training: patches in, weights and a model card out; resumable, seeded, with early stopping."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.vae.generator import Generator, measure_spectrum, save_weights
+from pysm_vae.vae.networks import build_network
+from pysm_vae.vae.patches import (
+    PatchSampler,
+    PatchSet,
+    SkyMap,
+    Split,
+    concatenate,
+    grid_patches,
+)
+
+log = logging.getLogger(__name__)
+
+# Packages whose version decides what a training run gives.
+PACKAGES = ("pysm_vae", "keras", "tensorflow", "numpy", "scipy", "healpy", "astropy")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a training run needs to know besides its maps.
+
+    Parameters
+    ----------
+    architecture : {"octave", "thorne2021"}
+        The network.
+    network : dict
+        Hyperparameters of the network; what is left out takes its default.
+    size : int
+        Pixels a side of the training patches.
+    zoom : float
+        Training patches take pixel sizes from each map's own to ``zoom`` times it.
+    patches : int
+        Augmented training patches that are drawn, shared evenly among the maps.
+    epochs, batch_size : int
+        Passes over these patches at the most, and patches a step.
+    learning_rate, beta_1 : float
+        Adam's (Kingma & Ba 2015); the rate falls to zero along a half cosine over the epochs.
+    kl_warmup : int
+        Epochs over which the KL term's weight grows from 0 to 1.
+    patience : int
+        Epochs without a better validation loss before training stops.
+    seed : int
+        Seed of patches, initial weights and draws.
+    """
+
+    architecture: str = "octave"
+    network: dict[str, Any] = field(default_factory=dict)
+    size: int = 64
+    zoom: float = 1.2
+    patches: int = 8000
+    epochs: int = 60
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    beta_1: float = 0.9
+    kl_warmup: int = 5
+    patience: int = 15
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingMap:
+    """A map, and the pixel size at which patches are cut from it.
+
+    Parameters
+    ----------
+    sky : SkyMap
+        The log-intensity map.
+    pixel_size : float
+        Arcmin; about half the FWHM of the map's beam keeps what the map resolves.
+    path : pathlib.Path
+        The file that it came from.
+    fwhm : float, optional
+        Smoothing that was applied to it, arcmin.
+    """
+
+    sky: SkyMap
+    pixel_size: float
+    path: Path
+    fwhm: float | None = None
+
+
+def train(
+    maps: Sequence[TrainingMap],
+    split: Split,
+    out: str | Path,
+    config: TrainingConfig,
+    *,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Train a network and leave ``<architecture>.npz`` and ``<architecture>.json`` in ``out``.
+
+    A run that was killed goes on from its last finished epoch when called again with the same
+    arguments; one that has finished is left as it is.
+
+    Parameters
+    ----------
+    maps : sequence of TrainingMap
+        The maps to learn from.
+    split : Split
+        Which of their regions train, validate and test.
+    out : path-like
+        Folder of the weights, the card, the history and the checkpoints.
+    config : TrainingConfig
+        Hyperparameters.
+    tensorboard : bool
+        Also write TensorBoard logs, to ``out/tensorboard``.
+    progress : bool
+        Show Keras's progress.
+
+    Returns
+    -------
+    pathlib.Path
+        The card, which :class:`~pysm_vae.vae.generator.Generator` reads.
+
+    Raises
+    ------
+    ValueError
+        If a map or a region of the split gives no patches, or ``out`` holds a run with another
+        configuration.
+    """
+    out = writable_folder(out)
+    record = {
+        "config": asdict(config),
+        "split": asdict(split),
+        "maps": [describe_map(m) for m in maps],
+    }
+    # What JSON would read back, so that tuples and lists compare alike.
+    record = json.loads(json.dumps(record))
+    state = out / "run.json"
+    if state.is_file() and json.loads(state.read_text()) != record:
+        raise ValueError(
+            f"{str(out)!r} holds a run with other maps or settings: "
+            "name another folder, or remove this one to start again"
+        )
+    with atomic_write(state) as partial:
+        partial.write_text(json.dumps(record, indent=1))
+
+    keras.utils.set_random_seed(config.seed)
+    training = training_patches(maps, split.train, config)
+    validation = grid_set(maps, split.validation, config.size)
+    log.info("%d training and %d validation patches", len(training), len(validation))
+    network = build_network(config.architecture, **_network_config(config), seed=config.seed)
+    if hasattr(network, "adapt"):
+        network.adapt(training.patches)
+    network.compile(
+        optimizer=keras.optimizers.Adam(config.learning_rate, beta_1=config.beta_1, clipnorm=1.0),
+        # XLA is several times slower than the plain graph for these convolutions on a CPU.
+        jit_compile=False,
+    )
+    best = out / "best.weights.h5"
+    network.fit(
+        training.patches,
+        validation_data=(validation.patches, None),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        callbacks=_callbacks(out, best, config, tensorboard),
+        verbose="auto" if progress else 0,
+    )
+    network.load_weights(best)
+
+    name = config.architecture
+    digest = save_weights(network, out / f"{name}.npz")
+    card = {
+        "name": name,
+        "architecture": config.architecture,
+        "network": network.get_config(),
+        "weights": f"{name}.npz",
+        "sha256": digest,
+        "size": config.size,
+        "pixel_size_arcmin": min(m.pixel_size for m in maps),
+        **record,
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "history": read_history(out / "history.csv"),
+        "training_patches": len(training),
+        "validation_patches": len(validation),
+    }
+    path = out / f"{name}.json"
+    write_card(card, path)
+    card["spectrum"] = measure_spectrum(Generator.from_card(path))
+    write_card(card, path)
+    return path
+
+
+def write_card(card: dict[str, Any], path: Path) -> None:
+    """Write a model card as JSON."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(card, indent=1) + "\n")
+
+
+def training_patches(
+    maps: Sequence[TrainingMap], regions: Sequence[str], config: TrainingConfig
+) -> PatchSet:
+    """Augmented patches of the training regions, shared evenly among the maps that have any."""
+    rng = np.random.default_rng([config.seed, 1])
+    used = [(m, [r for r in m.sky.region_names if r in regions]) for m in maps]
+    used = [(m, names) for m, names in used if names]
+    if not used:
+        raise ValueError(f"no map has any of the training regions {tuple(regions)}")
+    share = math.ceil(config.patches / len(used))
+    return concatenate(
+        [
+            PatchSampler(m.sky, config.size, m.pixel_size, regions=names, zoom=config.zoom).draw(
+                share, rng
+            )
+            for m, names in used
+        ]
+    )
+
+
+def grid_set(maps: Sequence[TrainingMap], regions: Sequence[str], size: int) -> PatchSet:
+    """Patches of the given regions on a fixed grid, as they are: for validation and test."""
+    sets = [
+        grid_patches(m.sky, size, m.pixel_size, regions=regions)
+        for m in maps
+        if set(m.sky.region_names) & set(regions)
+    ]
+    if not sets:
+        raise ValueError(f"no map has any of the regions {tuple(regions)}")
+    return concatenate(sets)
+
+
+def describe_map(training_map: TrainingMap) -> dict[str, Any]:
+    """What the card says of a map: its name, the file's hash, resolution and pixel size."""
+    return {
+        "name": training_map.sky.name,
+        "file": training_map.path.name,
+        "sha256": hashlib.sha256(training_map.path.read_bytes()).hexdigest(),
+        "smoothing_arcmin": training_map.fwhm,
+        "pixel_size_arcmin": training_map.pixel_size,
+    }
+
+
+def read_history(path: Path) -> dict[str, list[float]]:
+    """Columns of Keras's CSV log."""
+    table = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
+    return {
+        name: [float(f"{value:.6g}") for value in table[name]] for name in table.dtype.names or ()
+    }
+
+
+def _network_config(config: TrainingConfig) -> dict[str, Any]:
+    fixed = {"size": config.size} if config.architecture == "thorne2021" else {}
+    return {**fixed, **config.network}
+
+
+class _KLWarmup(keras.callbacks.Callback):
+    """Grow the KL term's weight from 0 to 1, so that the latents are used before they are taxed."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        del logs
+        weight = min(1.0, (epoch + 1) / (self.epochs + 1))
+        self.model.kl_weight.assign(weight)
+
+
+def _callbacks(
+    out: Path, best: Path, config: TrainingConfig, tensorboard: bool
+) -> list[keras.callbacks.Callback]:
+    def rate(epoch: int) -> float:
+        return 0.5 * config.learning_rate * (1.0 + math.cos(math.pi * epoch / config.epochs))
+
+    callbacks = [
+        _KLWarmup(config.kl_warmup),
+        keras.callbacks.LearningRateScheduler(rate),
+        keras.callbacks.CSVLogger(str(out / "history.csv"), append=True),
+        # Losses under different KL weights do not compare, so the best is sought after warm-up.
+        _AfterWarmup(
+            config.kl_warmup,
+            keras.callbacks.ModelCheckpoint(
+                str(best), monitor="val_loss", save_best_only=True, save_weights_only=True
+            ),
+        ),
+        keras.callbacks.EarlyStopping(
+            monitor="val_loss",
+            mode="min",
+            patience=config.patience,
+            start_from_epoch=config.kl_warmup,
+        ),
+        keras.callbacks.BackupAndRestore(str(out / "backup"), delete_checkpoint=False),
+    ]
+    if tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(str(out / "tensorboard")))
+    return callbacks
+
+
+class _AfterWarmup(keras.callbacks.Callback):
+    """Pass the ends of epochs on to another callback once the KL weight is 1."""
+
+    def __init__(self, epochs: int, callback: keras.callbacks.Callback) -> None:
+        super().__init__()
+        self.epochs = epochs
+        self.callback = callback
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self.callback.set_model(model)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if epoch >= self.epochs:
+            self.callback.on_epoch_end(epoch, logs)
