@@ -9,15 +9,16 @@ E(B−V) = 1.49e4 mag × τ353 (Planck 2013 results XI, A&A 571, A11) and into b
 I = B_ν(19.6 K) τ353. One temperature for the whole sky makes it a map of the *column*, not of the
 true 353 GHz sky. Its zero level is that of the Planck map, set there with HI; I > 0 everywhere.
 
-Polarisation is a model, in three parts:
+Polarisation is a model, in two parts:
 
 - ordered: the field of the nearby disc, a logarithmic spiral with a vertical tilt of its own in
   each hemisphere, integrated along the line of sight through a layer of exponential height; the
   polarisation fraction follows from the inclination, and is lowered towards the plane;
 - turbulent: Gaussian E and B of fixed seed whose amplitudes are calibrated until the spectra of the
   finished Q and U at |b| > 30° are the power laws of Planck 2018 XI (D_ℓ slopes −0.42 and −0.54,
-  EE/BB = 2), E correlated with the contrast of the intensity for the TE that dust has;
-- both are fractions of the *smoothed* intensity, and P/I is softly bounded.
+  EE/BB = 2 at ℓ = 80), E correlated with the contrast of the intensity for the TE that dust has.
+
+Both are fractions of the *smoothed* intensity, and P/I is softly bounded.
 
 Every number that was fitted is a constant below, with its origin.
 """
@@ -59,7 +60,7 @@ PLANE_LOSS = 0.32
 #: Polarisation fraction of the ordered field seen from its side at |b| = 90°, from the same fit.
 FRACTION = 0.0975
 #: Height of the dust layer, scale length of its disc, and distance of the Sun to the centre (kpc):
-#: round literature values, to which the fit is insensitive.
+#: round literature values, to which the fit is hardly sensitive.
 HEIGHT, LENGTH, CENTRE = 0.1, 3.0, 8.2
 #: The fit's other fixed length: dust within ~0.1 kpc, the Local Bubble, counts for little.
 BUBBLE = 0.1

@@ -1,1 +1,1 @@
-"""The sky wing: from seeded patches to log-space small scales on HEALPix pixels, and to brightness."""
+"""The sky wing: from seeded patches to small scales on HEALPix pixels, and to brightness."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import healpy as hp
 import numpy as np
 import pysm3
 import pysm3.units as u
+from astropy.io import fits
 
 from pysm_vae.files import data_path
 from pysm_vae.sky.sed import emission
@@ -31,7 +32,10 @@ SPLIT = (50.0, 90.0)
 #: Where a template's maps are given unless it says otherwise.
 FREQ_REF = 353 * u.GHz
 
-# The resolution of the fixed-point iteration: exp() of fields that end at ℓ = 90 is well sampled.
+# Which rows are of which spin: i or I alone, and q, u or Q, U together.
+_SPINS = ((slice(0, 1), 0), (slice(1, 3), 2))
+# Finer maps are averaged to this before the logarithm that starts the iteration, and the embedded
+# template is unfolded to it.
 _WORK_NSIDE = 128
 _ITERATIONS = 8
 # Each step divides by the intensity, but by its blurred version beside what is much brighter. By
@@ -170,7 +174,7 @@ class Template:
     """
 
     name: str
-    alm: np.ndarray
+    alm: np.ndarray = field(repr=False)
     freq_ref: u.Quantity = FREQ_REF
     provenance: str = ""
 
@@ -214,7 +218,7 @@ class Template:
         for start in range(0, theta.size, _CHUNK):
             part = slice(start, start + _CHUNK)
             loc = np.stack([theta[part], phi[part]], axis=1)
-            for rows, spin in ((slice(0, 1), 0), (slice(1, 3), 2)):
+            for rows, spin in _SPINS:
                 result[rows, part] = ducc0.sht.synthesis_general(
                     alm=self.alm[rows],
                     loc=loc,
@@ -326,12 +330,15 @@ class Template:
             fields_alm = np.array(rotator.rotate_alm(fields_alm))
             target = np.array(rotator.rotate_alm(target))
 
+        blur = hp.gauss_beam(_BLUR, lmax=lmax)
         for _ in range(_ITERATIONS):
-            now = from_log_pol_tens(_synthesis(fields_alm, lmax))
-            missing = _synthesis(target - _filtered(now, window), lmax)
-            blurred = hp.alm2map(_blurred(now[0], lmax), _WORK_NSIDE, lmax=lmax)
+            now = from_log_pol_tens(_to_grid(fields_alm))
+            now_alm = _from_grid(now, lmax)
+            missing = _to_grid(target - _multiplied(now_alm, window))
+            # Only row 0, the intensity, is of use.
+            blurred = _to_grid(_multiplied(now_alm, blur))[0]
             step = np.clip(missing / np.maximum(now[0], blurred), -_MAX_STEP, _MAX_STEP)
-            fields_alm = fields_alm + _filtered(step, window)
+            fields_alm = fields_alm + _multiplied(_from_grid(step, lmax), window)
         return cls(name=name, alm=fields_alm, freq_ref=freq_ref, provenance=provenance)
 
 
@@ -340,18 +347,38 @@ def _nside_for(lmax: int) -> int:
 
 
 def _filtered(maps: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Harmonic coefficients of three maps (spins 0 and 2) times a window, up to its end."""
-    alm = hp.map2alm(maps, lmax=window.size - 1, iter=2, pol=True)
+    """Harmonic coefficients of three HEALPix maps times a window, up to its end."""
+    return _multiplied(np.array(hp.map2alm(maps, lmax=window.size - 1, iter=3, pol=True)), window)
+
+
+def _multiplied(alm: np.ndarray, window: np.ndarray) -> np.ndarray:
     return np.array([hp.almxfl(row, window) for row in alm])
 
 
-def _blurred(intensity: np.ndarray, lmax: int) -> np.ndarray:
-    alm = hp.map2alm(intensity, lmax=lmax, iter=1)
-    return hp.almxfl(alm, hp.gauss_beam(_BLUR, lmax=lmax))
+# The iteration runs on a Gauss-Legendre grid, where one analysis is exact and a tenth of the work
+# of HEALPix's iterated one. The exponential is not band-limited, so the grid is twice as fine as
+# the fields need: nothing below l = 3 lmax folds back into them.
 
 
-def _synthesis(alm: np.ndarray, lmax: int) -> np.ndarray:
-    return np.array(hp.alm2map(alm, _WORK_NSIDE, lmax=lmax, pol=True))
+def _to_grid(alm: np.ndarray) -> np.ndarray:
+    """Three maps (spins 0 and 2) of shape (3, n) from their coefficients."""
+    lmax = hp.Alm.getlmax(alm.shape[1])
+    shape = {"lmax": lmax, "ntheta": 2 * lmax + 2, "nphi": 4 * lmax + 4, "geometry": "GL"}
+    maps = [
+        ducc0.sht.synthesis_2d(alm=alm[rows], spin=spin, nthreads=0, **shape)
+        for rows, spin in _SPINS
+    ]
+    return np.concatenate(maps).reshape(3, -1)
+
+
+def _from_grid(maps: np.ndarray, lmax: int) -> np.ndarray:
+    """Inverse of :func:`_to_grid`."""
+    maps = maps.reshape(3, 2 * lmax + 2, 4 * lmax + 4)
+    alm = [
+        ducc0.sht.analysis_2d(map=maps[rows], spin=spin, lmax=lmax, geometry="GL", nthreads=0)
+        for rows, spin in _SPINS
+    ]
+    return np.concatenate(alm)
 
 
 def load_template(
@@ -373,7 +400,7 @@ def load_template(
         - the name of a PySM dust preset with a modified blackbody, such as ``"d10"`` or ``"d1"``.
           Its own index and temperature bring it to ``freq_ref``.
         - the path of a FITS file with I, Q, U as ``healpy.write_map`` makes it: any ordering,
-          coordinates and nside; the unit in the header.
+          coordinates, nside and polarisation convention; the unit in the header.
         - an in-memory Quantity of shape (3, npix), RING, Galactic.
 
         Maps in K_CMB, K_RJ or MJy/sr (with any prefix) are converted to µK_RJ at ``freq_ref``.
@@ -502,7 +529,9 @@ def _from_pysm(name: str, freq_ref: u.Quantity, split: tuple[float, float]) -> T
 
 def _from_file(path: Path, freq_ref: u.Quantity, split: tuple[float, float]) -> Template:
     try:
-        maps, header = hp.read_map(path, field=(0, 1, 2), h=True, dtype=np.float64)
+        # Opened here, since healpy leaves a file that it cannot read open.
+        with fits.open(path) as hdus:
+            maps, header = hp.read_map(hdus, field=(0, 1, 2), h=True, dtype=np.float64)
     except (IndexError, KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"template {str(path)!r} cannot be read as a HEALPix map of I, Q and U ({error}): "
@@ -527,6 +556,9 @@ def _from_file(path: Path, freq_ref: u.Quantity, split: tuple[float, float]) -> 
             rows.append(_to_uK_RJ(u.Quantity(row, unit), freq_ref))
         except u.UnitsError as error:
             raise ValueError(f"template {str(path)!r}, {key} = {text!r}: {error}") from error
+    if str(cards.get("POLCCONV", "")).strip().upper() == "IAU":
+        # healpy leaves this card alone; COSMO's U has the other sign.
+        rows[2] = -rows[2]
     return Template.from_maps(
         np.stack(rows),
         name=path.name,

@@ -187,7 +187,19 @@ def _taps(u, taps):
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _project(
-    coeffs, slots, vectors, parents, candidates, centres, easts, norths, overlap, scale, out, needed
+    coeffs,
+    offsets,
+    slots,
+    vectors,
+    parents,
+    candidates,
+    centres,
+    easts,
+    norths,
+    overlap,
+    scale,
+    out,
+    needed,
 ):
     """Windowed sum over tiles of the splines at a chunk of pixels.
 
@@ -241,7 +253,7 @@ def _project(
                             line += tap_x[i] * coeffs[f, slot, iy - 1 + j, ix - 1 + i]
                         total += tap_y[j] * line
                     value[f] = total
-                out[0, p] += weights[a] * value[0]
+                out[0, p] += weights[a] * value[0] + weights[a] * weights[a] * offsets[slot]
                 if nfields == 3:
                     # The tile's east carried along the great circle from its centre to the
                     # pixel, E - (E.n)(C + n)/(1 + C.n), on the pixel's east and north: the
@@ -465,6 +477,7 @@ class Tiling:
         nside: int,
         pixels: np.ndarray | None = None,
         tiles: np.ndarray | None = None,
+        offsets: np.ndarray | None = None,
     ) -> np.ndarray:
         """Windowed sum of the tiles' cubic splines at HEALPix pixels.
 
@@ -482,6 +495,9 @@ class Tiling:
             RING pixels, in any order; by default the full sky.
         tiles : array of int, shape (ntiles,), optional
             Numbers of the tiles that ``coeffs`` carries, in its order; by default all tiles.
+        offsets : array, shape (ntiles,), optional
+            A constant of each tile that is added to the scalar with the *square* of the window,
+            Σ w² offset: as the squares sum to one, equal constants stay that constant.
 
         Returns
         -------
@@ -509,6 +525,11 @@ class Tiling:
                 f"tiles by pixels, not {coeffs.shape}"
             )
         coeffs = np.ascontiguousarray(coeffs)
+        offsets = np.zeros(ids.size) if offsets is None else np.asarray(offsets, np.float64)
+        if offsets.shape != ids.shape:
+            raise ValueError(
+                f"offsets must have shape {ids.shape}, one a tile, not {offsets.shape}"
+            )
         npix, chunks = self._chunks(nside, pixels)
         out = np.empty((coeffs.shape[0], npix))
         buffer = np.empty((coeffs.shape[0], min(npix, CHUNK)))
@@ -516,6 +537,7 @@ class Tiling:
         for part, vectors, parents in chunks:
             _project(
                 coeffs,
+                offsets,
                 slots,
                 vectors,
                 parents,

@@ -251,8 +251,10 @@ def flat_spectrum(
 
     with Ω_p the solid angle of a pixel, N_p the pixels of a patch and f̄ the mean weighted with the
     taper w (the usual pseudo-spectrum normalised for the lost power; Hivon et al. 2002, ApJ 567, 2,
-    eq. 16, for a smooth spectrum). The taper mixes modes over about one cycle per patch: of a steep
-    spectrum, trust bins from about three cycles per patch on.
+    for a smooth spectrum). The taper mixes neighbouring modes, which of a steep spectrum lifts the
+    low ones: with C_ℓ ∝ ℓ^−2.8 and the default taper by 25 % at 5 cycles per patch, 6 % at 8, 2.5 %
+    at 10 and 1 % at 16 (with ``width=0.35``: 6 %, 2 %, 1.3 %, 0.5 %). It is the same for all sets
+    of patches of one size and about the same spectrum, so that ratios hardly feel it.
 
     Parameters
     ----------

@@ -258,7 +258,8 @@ def _check_whole(part: Path, note: Path, url: str) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", AstropyWarning)
-                with fits.open(part) as hdus:
+                # Opened here, since astropy leaves a file open that it gives up on.
+                with part.open("rb") as stream, fits.open(stream) as hdus:
                     hdus.verify("exception")
                     whole = sum(hdu.filebytes() for hdu in hdus) == have
         except (OSError, AstropyWarning):
@@ -266,6 +267,7 @@ def _check_whole(part: Path, note: Path, url: str) -> None:
         if not whole:
             # A partial file of unknown length cannot be told from a damaged one: start again.
             part.unlink()
+            note.unlink()
             raise DownloadError(
                 f"{url}: the server did not say how long the file is, and what came ({have} bytes) "
                 "is not a whole FITS file. It was removed; try again, or another url=..."
@@ -274,6 +276,7 @@ def _check_whole(part: Path, note: Path, url: str) -> None:
         raise _interrupted(url, part, f"the connection closed after {have} of {size} bytes")
     elif have > size:
         part.unlink()
+        note.unlink()
         raise DownloadError(
             f"{url}: {have} bytes came where {size} were announced. The partial file was removed; "
             "try again."

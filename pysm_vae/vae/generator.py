@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 DEFAULT_WEIGHTS = "octave"
 SHIPPED_WEIGHTS = ("octave", "thorne2021")
 
+# A chart on the sky has so many blocks a side at the scale of the template, refined so many times.
+CHART_BLOCKS = 9
+CHART_DEPTHS = (3, 4, 5, 6)
+
 # Patches decoded at a time: enough to fill two cores, few enough for any memory.
 BATCH = 32
 
@@ -58,7 +62,7 @@ class Generator:
         self.sha256: str = card["sha256"]
         self._arrays = _read_weights(weights, self.sha256)
         self._network: PatchVAE | None = None
-        self._functions: dict[bool, Any] = {}
+        self._functions: dict[tuple[bool, bool], Any] = {}
 
     @classmethod
     def from_card(cls, path: str | Path) -> Generator:
@@ -100,11 +104,33 @@ class Generator:
         """Whether patches can be drawn for a given coarse map."""
         return self.card["architecture"] == "octave"
 
-    def latent_shapes(self, size: int | None = None) -> list[tuple[int, ...]]:
-        """Shapes of the latents of one patch of ``size`` pixels a side, coarse to fine."""
-        return self.network.latent_shapes(self.size if size is None else size)
+    @property
+    def charts(self) -> list[tuple[int, int | None]]:
+        """(size, depth) of the patches that the sky wing can lay on a tile, coarse to fine.
 
-    def decode(self, latents: Sequence[np.ndarray], coarse: np.ndarray | None = None) -> np.ndarray:
+        An ``octave`` network refines a map of 9 x 9 blocks as often as is needed: the first
+        octaves of a finer chart are those of a coarser one. ``thorne2021`` has its one size.
+        """
+        if not self.conditional:
+            return [(self.size, None)]
+        return [(CHART_BLOCKS << depth, depth) for depth in CHART_DEPTHS]
+
+    def latent_shapes(
+        self, size: int | None = None, depth: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Shapes of the latents of one patch of ``size`` pixels a side, coarse to fine.
+
+        ``depth`` is the number of octaves drawn (default: those of the training).
+        """
+        return self.network.latent_shapes(self.size if size is None else size, depth)
+
+    def decode(
+        self,
+        latents: Sequence[np.ndarray],
+        coarse: np.ndarray | None = None,
+        *,
+        beam: bool = True,
+    ) -> np.ndarray:
         """Decode latents in batches.
 
         Parameters
@@ -114,6 +140,8 @@ class Generator:
             the latents of the octaves finer than it.
         coarse : ndarray, shape (n, m, m), optional
             Standardised block means to draw the finer octaves for.
+        beam : bool
+            See :meth:`pysm_vae.vae.networks.Octave.decode`; no effect on ``thorne2021``.
 
         Returns
         -------
@@ -126,7 +154,7 @@ class Generator:
         inputs = [np.asarray(latent, np.float32) for latent in latents]
         if coarse is not None:
             inputs.append(np.asarray(coarse, np.float32))
-        function = self._function(coarse is not None)
+        function = self._function(coarse is not None, beam)
         batches = []
         for start in range(0, n, BATCH):
             chunk = [array[start : start + BATCH] for array in inputs]
@@ -182,26 +210,28 @@ class Generator:
         patches = patches - patches.mean(axis=(1, 2), keepdims=True)
         return patches / patches.std(axis=(1, 2), keepdims=True)
 
-    def _function(self, conditional: bool) -> Any:
-        if conditional not in self._functions:
+    def _function(self, conditional: bool, beam: bool) -> Any:
+        key = (conditional, beam)
+        if key not in self._functions:
             import tensorflow as tf
 
             network = self.network
+            options = {"beam": beam} if self.conditional else {}
 
             def decode(*inputs: Any) -> Any:
                 if conditional:
-                    return network.decode(list(inputs[:-1]), coarse=inputs[-1])
-                return network.decode(list(inputs))
+                    return network.decode(list(inputs[:-1]), coarse=inputs[-1], **options)
+                return network.decode(list(inputs), **options)
 
             # A plain graph: XLA is several times slower for these convolutions on a CPU.
-            self._functions[conditional] = tf.function(decode, jit_compile=False)
-        return self._functions[conditional]
+            self._functions[key] = tf.function(decode, jit_compile=False)
+        return self._functions[key]
 
 
 def draw_latents(
     shapes: Sequence[tuple[int, ...]], keys: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray]:
-    """Standard normal latents, those of each patch from its own key.
+    """Draw standard normal latents, those of each patch from its own key.
 
     Parameters
     ----------
@@ -310,21 +340,27 @@ def _assign(network: PatchVAE, arrays: dict[str, np.ndarray], name: str) -> None
         variable.assign(array)
 
 
-def measure_spectrum(
-    generator: Generator, *, size: int = 128, n: int = 256, seed: int = 0
-) -> dict[str, Any]:
-    """Mean spectrum of prior samples, which the sky wing calibrates by.
+def measure_spectra(generator: Generator, *, n: int = 192, seed: int = 0) -> list[dict[str, Any]]:
+    """Measure mean spectra of prior samples as the sky wing lays them down, to calibrate it by.
 
     Returns
     -------
-    dict
-        ``size``, and ``power``: the apodised, azimuthally averaged power at 1, 2, … ``size // 2``
-        cycles a patch, such that white noise of unit variance gives 1.
+    list of dict
+        One for each entry of :attr:`Generator.charts`: ``size``, ``depth``, ``samples``, and
+        ``power``: the apodised, azimuthally averaged power at 1, 2, … ``size // 2`` cycles a
+        patch, such that white noise of unit variance gives 1.
     """
     from pysm_vae.stats.spectra import radial_spectrum
 
-    if not generator.conditional:
-        size = generator.size
-    _, power = radial_spectrum(generator.sample(n, size, seed))
-    mean = power.mean(axis=0)
-    return {"size": size, "samples": n, "power": [float(f"{p:.6g}") for p in mean]}
+    spectra = []
+    for size, depth in generator.charts:
+        shapes = generator.latent_shapes(size, depth)
+        total = np.zeros(size // 2)
+        # A batch at a time: the finest charts are large.
+        for start in range(0, n, BATCH):
+            keys = [(seed, i) for i in range(start, min(start + BATCH, n))]
+            patches = generator.decode(draw_latents(shapes, keys), beam=False)
+            total += radial_spectrum(patches)[1].sum(axis=0)
+        power = [float(f"{p:.6g}") for p in total / n]
+        spectra.append({"size": size, "depth": depth, "samples": n, "power": power})
+    return spectra

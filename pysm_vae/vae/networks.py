@@ -73,8 +73,11 @@ class PatchVAE(keras.Model):
         """The means that training reports, all in nats a pixel."""
         return list(self.trackers.values())
 
-    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
-        """Shapes of the standard normal latents that make one patch of ``size`` pixels a side."""
+    def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
+        """Shapes of the standard normal latents that make one patch of ``size`` pixels a side.
+
+        ``depth``, for networks that have octaves, is how many of them are drawn from latents.
+        """
         raise NotImplementedError
 
     def encode(self, patches: Any) -> list[tuple[Any, Any]]:
@@ -186,8 +189,9 @@ class Thorne2021(PatchVAE):
         """Hyperparameters, as :func:`build_network` takes them."""
         return {"size": self.size, "latents": self.latents}
 
-    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
+    def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
         """See :meth:`PatchVAE.latent_shapes`; the size is fixed by the dense layers."""
+        del depth
         if size != self.size:
             raise ValueError(
                 f"these thorne2021 weights make patches of {self.size} pixels a side, not {size}: "
@@ -393,12 +397,16 @@ class Octave(PatchVAE):
         outputs = self.decoder(ops.concatenate([context, z], axis=-1), octave=octave)
         return outputs[..., :3] * ops.exp(2.0 * ops.tanh(0.5 * outputs[..., 3:]))
 
-    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
-        """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave, coarse to fine."""
-        step = 2**self.octaves
-        if size < step or size % step:
-            raise ValueError(f"this network needs a patch size that is a multiple of {step}")
-        grids = [size // 2 ** (octave + 1) for octave in reversed(range(self.octaves))]
+    def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
+        """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave in turn."""
+        depth = self.octaves if depth is None else depth
+        step = 2**depth
+        if size < 2 * step or size % step:
+            raise ValueError(
+                f"{depth} octaves need a patch size that is a multiple of {step}, "
+                f"at least {2 * step}; got {size}"
+            )
+        grids = [size // step * 2**i for i in range(depth)]
         return [(grids[0] ** 2,)] + [(grid, grid, self.latents) for grid in grids]
 
     def top_matrix(self, grid: int) -> Any:
@@ -440,15 +448,27 @@ class Octave(PatchVAE):
         log_scale = ops.clip(outputs[..., self.latents :] - 1.0, -8.0, 2.0)
         return outputs[..., : self.latents], log_scale
 
-    def decode(self, latents: list[Any], training: bool = False, coarse: Any = None) -> Any:
+    def decode(
+        self,
+        latents: list[Any],
+        training: bool = False,
+        coarse: Any = None,
+        beam: bool = True,
+    ) -> Any:
         """See :meth:`PatchVAE.decode`.
 
         Parameters
         ----------
         latents : list of tensor
-            As :meth:`latent_shapes`; with ``coarse``, only those of the octaves finer than it.
+            As :meth:`latent_shapes`; with ``coarse``, those of the octaves alone.
+        training : bool
+            Has no effect here.
         coarse : tensor, shape (n, m, m), optional
             Standardised block means to start from; each octave's latents given double it.
+        beam : bool
+            Whether the last octave is the one that the beam of the training maps has dimmed. If
+            not, any number of octaves can follow each other, each as sharp as the one before, and
+            the first ones do not depend on how many follow.
         """
         del training
         if coarse is None:
@@ -458,7 +478,10 @@ class Octave(PatchVAE):
             latents = latents[1:]
         field = coarse[..., None]
         for i, latent in enumerate(latents):
-            octave = len(latents) - 1 - i
+            if beam:
+                octave = min(len(latents) - 1 - i, self.octaves - 1)
+            else:
+                octave = max(self.octaves - 1 - i, 1)
             details = self._details(self._context(field, octave), latent, octave)
             field = haar_synthesis(field, self.detail_scale[octave] * details)
         return field[..., 0]

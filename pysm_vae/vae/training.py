@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from pysm_vae.files import atomic_write, writable_folder
-from pysm_vae.vae.generator import Generator, measure_spectrum, save_weights
+from pysm_vae.vae.generator import Generator, measure_spectra, save_weights
 from pysm_vae.vae.networks import build_network
 from pysm_vae.vae.patches import (
     PatchSampler,
@@ -197,7 +197,7 @@ def train(
     }
     path = out / f"{name}.json"
     write_card(card, path)
-    card["spectrum"] = measure_spectrum(Generator.from_card(path))
+    card["spectra"] = measure_spectra(Generator.from_card(path))
     write_card(card, path)
     return path
 
@@ -241,7 +241,7 @@ def grid_set(maps: Sequence[TrainingMap], regions: Sequence[str], size: int) -> 
 
 
 def describe_map(training_map: TrainingMap) -> dict[str, Any]:
-    """What the card says of a map: its name, the file's hash, resolution and pixel size."""
+    """Describe a map for the card: its name, the file's hash, resolution and pixel size."""
     return {
         "name": training_map.sky.name,
         "file": training_map.path.name,

@@ -1,0 +1,233 @@
+"""``VAEDust``, the PySM component: the only room that knows PySM's class contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import healpy as hp
+import numpy as np
+import pysm3
+import pysm3.units as u
+
+from pysm_vae.sky.sed import emission
+from pysm_vae.sky.smallscales import SmallScales, Spectrum
+from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, load_template
+from pysm_vae.vae.generator import Generator, load_generator
+
+#: Planck 2018 XI (A&A 641, A11): the mean of the polarised dust's spectral index, at the
+#: temperature of the mean modified blackbody at high latitude.
+BETA = 1.53
+TEMPERATURE = 19.6
+
+
+class VAEDust(pysm3.Model):
+    r"""Galactic dust with small scales drawn from a variational autoencoder trained on Planck.
+
+    The template's large scales are kept; above a split multipole they hand over to patches that the
+    generator draws, tile by tile, with a spectrum that continues the template's. Both are added as
+    the logarithm of the polarisation tensor, so :math:`I > 0` and :math:`P < I` everywhere and small
+    scales grow with the emission they sit on. Frequencies scale as a modified blackbody.
+
+    A sky is (seed, weights, template): the same on any set of pixels, on any number of processes.
+
+    Parameters
+    ----------
+    nside : int
+        HEALPix resolution of the output.
+    template : str, path or Quantity of shape (3, npix)
+        Large scales: ``"embedded"`` (offline; a stand-in, not for science), a PySM dust preset such
+        as ``"d10"``, a FITS file of I, Q, U, or such maps; see
+        :func:`pysm_vae.sky.templates.load_template`.
+    weights : str or path
+        ``"default"``, ``"octave"``, ``"thorne2021"``, or the model card of your own training.
+    seed : int
+        Which sky.
+    beta : float, path or Quantity
+        Spectral index of the dust: one number or a HEALPix map (RING, Galactic).
+    temperature : float, str, path or Quantity
+        Dust temperature, in kelvin if it has no unit: one number or a HEALPix map.
+    freq_ref : str or Quantity
+        Frequency at which the template is given, and the reference of the modified blackbody.
+    max_nside : int, optional
+        Highest nside that makes sense. Default: that of the finest patches the weights give
+        (2048 for ``octave``).
+    num : int, optional
+        Number of a realisation, as ``mapsims`` passes it; added to the seed.
+    map_dist : pysm3.MapDistribution, optional
+        A partial sky, or this process's share of the pixels.
+    slopes, ee_to_bb, te_ratio, amplitude
+        The small scales' spectra; see :class:`pysm_vae.sky.smallscales.Spectrum`.
+    split : (float, float)
+        Multipoles between which the template hands over to the small scales.
+    progress : callable, optional
+        Told (tiles drawn, tiles in all) during the draw. Python only.
+
+    Attributes
+    ----------
+    I_ref, Q_ref, U_ref : Quantity, float32, shape (npix,)
+        Maps at the reference frequency, µK_RJ.
+    mbb_index, mbb_temperature : Quantity
+        Spectral index and temperature.
+    freq_ref_I, freq_ref_P : Quantity
+        Reference frequencies, GHz.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, ConnectionError
+        If an argument cannot be used. The message names it and the remedy, and all arguments are
+        checked before the sky is drawn.
+    """
+
+    def __init__(
+        self,
+        nside: int,
+        *,
+        template: str | Path | u.Quantity = "embedded",
+        weights: str | Path = "default",
+        seed: int = 0,
+        beta: float | str | Path | u.Quantity = BETA,
+        temperature: float | str | Path | u.Quantity = TEMPERATURE,
+        freq_ref: str | u.Quantity = "353 GHz",
+        max_nside: int | None = None,
+        num: int | None = None,
+        map_dist: pysm3.MapDistribution | None = None,
+        slopes: tuple[float, float, float] = Spectrum.slopes,
+        ee_to_bb: float = Spectrum.ee_to_bb,
+        te_ratio: float = Spectrum.te_ratio,
+        amplitude: float = Spectrum.amplitude,
+        split: tuple[float, float] = SPLIT,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        nside = _whole("nside", nside, 1)
+        if not hp.isnsideok(nside, nest=True):
+            raise ValueError(f"nside must be a power of two, not {nside}")
+        seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
+        spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)
+        generator = load_generator(weights)
+        default_max = 2048 if generator.conditional else 512
+        super().__init__(
+            nside=nside,
+            max_nside=default_max if max_nside is None else max_nside,
+            map_dist=map_dist,
+        )
+        self.seed = seed
+        self.generator = generator
+        self.freq_ref_I = self.freq_ref_P = _frequency(freq_ref)
+        pixels = self._pixels()
+        self.mbb_index = self._parameter("beta", beta, "", (-10.0, 10.0))
+        self.mbb_temperature = self._parameter("temperature", temperature, "K", (0.0, 1000.0))
+        self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
+        small = SmallScales(
+            generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
+        )
+        theta, phi = hp.pix2ang(nside, pixels)
+        fields = self.template.fields(theta, phi)
+        fields += small.fields(pixels, progress)
+        # Half the memory; the emission is computed, and returned, in double precision.
+        self._reference = from_log_pol_tens(fields).astype(np.float32)
+
+    @property
+    def I_ref(self) -> u.Quantity:
+        """Intensity at the reference frequency, µK_RJ."""
+        return self._reference[0] << u.uK_RJ
+
+    @property
+    def Q_ref(self) -> u.Quantity:
+        """Stokes Q at the reference frequency, µK_RJ, COSMO convention."""
+        return self._reference[1] << u.uK_RJ
+
+    @property
+    def U_ref(self) -> u.Quantity:
+        """Stokes U at the reference frequency, µK_RJ, COSMO convention."""
+        return self._reference[2] << u.uK_RJ
+
+    @u.quantity_input
+    def get_emission(self, freqs: u.Quantity[u.GHz], weights: Any = None) -> u.Quantity[u.uK_RJ]:
+        """Emission at one frequency, or integrated over a bandpass, as PySM's own models give it.
+
+        Parameters
+        ----------
+        freqs : Quantity
+            One frequency, or those of a bandpass.
+        weights : array, optional
+            The bandpass, in power units (Jy/sr), at each of them; a top-hat by default.
+
+        Returns
+        -------
+        Quantity, float64, shape (3, npix)
+            I, Q, U in µK_RJ, in a new array at every call.
+        """
+        output = emission(
+            self._reference,
+            freqs,
+            weights,
+            freq_ref_I=self.freq_ref_I,
+            freq_ref_P=self.freq_ref_P,
+            beta=self.mbb_index.value,
+            temperature=self.mbb_temperature.to_value(u.K),
+        )
+        return output << u.uK_RJ
+
+    def _pixels(self) -> np.ndarray:
+        npix = hp.nside2npix(self.nside)
+        indices = None if self.map_dist is None else self.map_dist.pixel_indices
+        if indices is None:
+            return np.arange(npix)
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            raise TypeError("map_dist.pixel_indices must be a list of whole numbers")
+        if len(indices) and not (0 <= indices.min() and indices.max() < npix):
+            raise ValueError(
+                f"map_dist.pixel_indices leave the {npix} pixels of nside {self.nside}"
+            )
+        return indices.astype(np.int64)
+
+    def _parameter(
+        self, name: str, value: Any, unit: str, bounds: tuple[float, float]
+    ) -> u.Quantity:
+        """A number or a map of a spectral parameter, checked, on this object's pixels."""
+        if isinstance(value, str | Path) and Path(value).suffix in (".fits", ".gz", ".fz"):
+            value = self.read_map(str(value), unit=unit)
+        elif isinstance(value, u.Quantity) and value.ndim and self.map_dist is not None:
+            pixels = self._pixels()
+            value = value[pixels] if value.shape == (hp.nside2npix(self.nside),) else value
+        try:
+            quantity = u.Quantity(value)
+            if quantity.unit == u.dimensionless_unscaled:
+                quantity = quantity.value * u.Unit(unit)
+            quantity = quantity.to(u.Unit(unit))
+        except (TypeError, ValueError, u.UnitsError) as error:
+            raise ValueError(
+                f"{name} must be a number, a FITS map or a Quantity"
+                f"{f' in {unit}' if unit else ' without unit'}, not {value!r} ({error})"
+            ) from error
+        low, high = bounds
+        if not np.all((quantity.value > low) & (quantity.value < high)):
+            raise ValueError(f"{name} must lie between {low} and {high} {unit} everywhere")
+        npix = len(self._pixels())
+        if quantity.ndim and quantity.shape != (npix,):
+            raise ValueError(
+                f"{name} has shape {quantity.shape}: give one number, or a map of nside "
+                f"{self.nside} ({npix} pixels here)"
+            )
+        return quantity
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
+    return int(value)
+
+
+def _frequency(value: str | u.Quantity) -> u.Quantity:
+    try:
+        frequency = u.Quantity(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"freq_ref must be a frequency such as '353 GHz', not {value!r}"
+        ) from error
+    if frequency.unit.physical_type != "frequency" or not frequency.isscalar or frequency <= 0:
+        raise ValueError(f"freq_ref must be a frequency such as '353 GHz', not {value!r}")
+    return frequency.to(u.GHz)
