@@ -14,7 +14,7 @@ import pysm3.units as u
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.smallscales import SmallScales, Spectrum
 from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, load_template
-from pysm_vae.vae.generator import Generator, load_generator
+from pysm_vae.vae.generator import load_generator
 
 #: Planck 2018 XI (A&A 641, A11): the mean of the polarised dust's spectral index, at the
 #: temperature of the mean modified blackbody at high latitude.
@@ -27,8 +27,8 @@ class VAEDust(pysm3.Model):
 
     The template's large scales are kept; above a split multipole they hand over to patches that the
     generator draws, tile by tile, with a spectrum that continues the template's. Both are added as
-    the logarithm of the polarisation tensor, so :math:`I > 0` and :math:`P < I` everywhere and small
-    scales grow with the emission they sit on. Frequencies scale as a modified blackbody.
+    the logarithm of the polarisation tensor, so :math:`I > 0` and :math:`P < I` everywhere and
+    small scales grow with the emission they sit on. Frequencies scale as a modified blackbody.
 
     A sky is (seed, weights, template): the same on any set of pixels, on any number of processes.
 
@@ -119,12 +119,12 @@ class VAEDust(pysm3.Model):
         self.mbb_index = self._parameter("beta", beta, "", (-10.0, 10.0))
         self.mbb_temperature = self._parameter("temperature", temperature, "K", (0.0, 1000.0))
         self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
-        small = SmallScales(
+        self.small = small = SmallScales(
             generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
         )
         theta, phi = hp.pix2ang(nside, pixels)
         fields = self.template.fields(theta, phi)
-        fields += small.fields(pixels, progress)
+        fields += small.fields(fields, pixels, progress)
         # Half the memory; the emission is computed, and returned, in double precision.
         self._reference = from_log_pol_tens(fields).astype(np.float32)
 
@@ -178,7 +178,7 @@ class VAEDust(pysm3.Model):
         indices = np.asarray(indices)
         if indices.ndim != 1 or indices.dtype.kind not in "iu":
             raise TypeError("map_dist.pixel_indices must be a list of whole numbers")
-        if len(indices) and not (0 <= indices.min() and indices.max() < npix):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < npix):
             raise ValueError(
                 f"map_dist.pixel_indices leave the {npix} pixels of nside {self.nside}"
             )

@@ -1,83 +1,51 @@
-r"""Small scales on any HEALPix pixels: seeded patches, filtered tile by tile, laid on the sphere.
+"""Small scales on any HEALPix pixels: seeded patches, filtered tile by tile, laid on the sphere.
 
 Each tile gets three patterns from the generator, T, E and B. In the Fourier plane of its chart they
 are brought to power laws, high-passed above the split of the template, and turned into the frame's
 Q and U; the projection does the rest. Nothing here transforms the whole sky, so a pixel depends
 only on the tiles that cover it.
-
-Filter
-    A pattern whose mean power spectrum is :math:`C^{gen}_\ell` is multiplied by
-
-    .. math:: \sqrt{C^{target}_\ell / C^{gen}_\ell}\; \sqrt{1 - t_\ell^2}\; b_\ell,
-       \qquad \ell^2 C^{target}_\ell / 2\pi = (\ell/80)^\alpha
-
-    with t the template's taper and b the cut below the chart's Nyquist frequency: the pattern has
-    unit :math:`D_\ell` at the pivot, :math:`\ell = 80` (PySM's), and its amplitude is set by
-    :func:`calibrate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import healpy as hp
 import numpy as np
 import scipy.fft
 
-from pysm_vae.sky.templates import SPLIT, Template, taper
-from pysm_vae.sky.tiling import Tiling, bspline_prefilter_response
+from pysm_vae.sky.calibration import (
+    APODISATION,
+    CALIBRATION_NSIDE,
+    LATITUDE,
+    PIVOT,
+    Spectrum,
+    calibrate,
+    latitude_mask,
+)
+from pysm_vae.sky.charts import CUT, Chart, spline_values
+from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, handover, taper
+from pysm_vae.sky.tiling import Tiling
+from pysm_vae.stats.spectra import detrend, radial_spectrum
 from pysm_vae.vae.generator import CHART_BLOCKS, Generator, draw_latents
 
 #: HEALPix resolution of the tiles: 768 tiles, 7.3 degrees apart.
 TILE_NSIDE = 8
-#: The patterns are cut between these fractions of the chart's Nyquist frequency, where the cubic
-#: spline still interpolates to a few per cent.
-CUT = (0.62, 0.78)
 #: A chart is fine enough if it holds the power up to this multiple of nside.
 BAND_LIMIT = 2.0
-#: Multipole at which amplitudes are quoted.
-PIVOT = 80.0
-#: Latitudes at which amplitudes are measured, degrees, and the width of the mask's edge.
-LATITUDE = 30.0
-APODISATION = 10.0
-#: Multipoles below the split, and the resolution, on which the template's amplitude is measured.
-CALIBRATION_ELL = (30, 50)
-CALIBRATION_NSIDE = 64
+#: Multipoles between which a conditional T pattern, that has no large scales of its own, is cleaned
+#: of what leaks in.
+CLEAN = (55.0, 80.0)
+#: Multipoles on which the excess of T's spectrum is measured, on the coarsest chart.
+EXCESS_ELL = (110.0, 480.0)
+#: Roughness is held within these factors of its median: near the Galactic plane the template's
+#: blocks vary by the geometry of the disc, not by the texture of the dust.
+ROUGHNESS_RANGE = (0.5, 1.5)
+#: Where the intensity is so many times its median at high latitude, fluctuations start to average
+#: out along the line of sight.
+CROWDED = 10.0
 
 FIELDS = ("T", "E", "B")
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """What the small scales' spectra are asked to be.
-
-    Parameters
-    ----------
-    slopes : (float, float, float)
-        Of D_ℓ for TT, EE and BB. Defaults: Planck 2018 XI and PySM's d11.
-    ee_to_bb : float
-        Ratio of E to B power at the pivot (Planck 2018 XI: about 2).
-    te_ratio : float
-        Correlation of T and E, C^TE / sqrt(C^TT C^EE) (Planck 2018 XI: about 0.36).
-    amplitude : float
-        Factor on the amplitude of all small scales; 1 continues the template.
-    """
-
-    slopes: tuple[float, float, float] = (-0.80, -0.42, -0.54)
-    ee_to_bb: float = 2.0
-    te_ratio: float = 0.36
-    amplitude: float = 1.0
-
-    def __post_init__(self) -> None:
-        if len(self.slopes) != 3 or not all(-3.0 < slope < 3.0 for slope in self.slopes):
-            raise ValueError(f"slopes are those of D_ell^TT, EE, BB, each within ±3: {self.slopes}")
-        if not 0 < self.ee_to_bb < np.inf:
-            raise ValueError(f"ee_to_bb must be positive, not {self.ee_to_bb}")
-        if not -1 <= self.te_ratio <= 1:
-            raise ValueError(f"te_ratio is a correlation, within ±1, not {self.te_ratio}")
-        if not 0 <= self.amplitude < np.inf:
-            raise ValueError(f"amplitude cannot be negative or infinite: {self.amplitude}")
 
 
 class SmallScales:
@@ -117,26 +85,54 @@ class SmallScales:
         self.split = split
         # All charts of one generator share their outline, so that a coarser one shows the block
         # means of a finer one. The coarsest needs the widest margin.
-        coarsest = Tiling(TILE_NSIDE, generator.charts[0][0])
-        self._width = np.radians(coarsest.pixel_size / 60) * coarsest.size
-        self.size, self.depth, self.power = self._chart()
+        self._coarsest = Tiling(TILE_NSIDE, generator.charts[0][0])
+        self._width = np.radians(self._coarsest.pixel_size / 60) * self._coarsest.size
+        self.size, self.depth, power = self._finest(nside)
         self.tiling = Tiling(TILE_NSIDE, self.size, np.degrees(self._width / self.size) * 60)
+        pixels = np.arange(hp.nside2npix(CALIBRATION_NSIDE))
+        large_scales = template.fields(*hp.pix2ang(CALIBRATION_NSIDE, pixels))
+        calm = latitude_mask(CALIBRATION_NSIDE) > 0
+        self._crowded = np.median(large_scales[0, calm]) + np.log(CROWDED)
         if generator.conditional:
-            self._blocks, self.roughness = self._condition()
+            log_intensity = self._template_on_charts()
+            self._points, self._blocks, scale = self._condition(log_intensity)
+            self.roughness = np.clip(scale / np.median(scale), *ROUGHNESS_RANGE)
         else:
             self.roughness = np.ones(self.tiling.ntiles)
-        self.amplitudes = calibrate(template, self.spectrum, self._roughness_map())
-        self._filters, self._rotation = self._make_filters()
-        axis = np.abs(np.arange(self.size) - (self.size - 1) / 2) * self._width / self.size
-        self._core = np.hypot(axis[:, None], axis) < 0.5 * hp.nside2resol(TILE_NSIDE)
+        self.calibration = calibrate(
+            from_log_pol_tens(large_scales),
+            self.spectrum,
+            split,
+            self._roughness_map(),
+            self.crowding(large_scales[0]),
+        )
+        self._excess = self._measure_excess(log_intensity) if generator.conditional else np.zeros(2)
+        self._chart = Chart(self.size, self._width, power)
+        self._filters = self._make_filters(self._chart)
 
     @property
     def lmax(self) -> float:
         """Multipole up to which the patterns keep their spectrum."""
-        return CUT[0] * 180 * 60 / self.tiling.pixel_size
+        return CUT[0] * np.pi * self.size / self._width
+
+    def crowding(self, i: np.ndarray) -> np.ndarray:
+        r"""Factor on the fluctuations where many clouds share a line of sight.
+
+        N independent clouds have relative fluctuations of :math:`1/\sqrt N`, and N grows with the
+        intensity; so :math:`(1 + I/I_0)^{-1/2}`, with :math:`I_0` ten times the template's median
+        at \|b\| > 30 degrees. It also keeps the bright plane's small scales, which its steep
+        profile would spread over all multipoles, out of the large ones.
+
+        Parameters
+        ----------
+        i : ndarray
+            The template's i.
+        """
+        return 1 / np.sqrt(1 + np.exp(i - self._crowded))
 
     def fields(
         self,
+        large_scales: np.ndarray,
         pixels: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
@@ -144,6 +140,8 @@ class SmallScales:
 
         Parameters
         ----------
+        large_scales : ndarray, shape (3, npix)
+            The template's fields on these pixels.
         pixels : ndarray of int, optional
             RING pixels; all of the sky by default.
         progress : callable, optional
@@ -166,19 +164,20 @@ class SmallScales:
             # Neighbouring bands share tiles: keep those, draw the rest.
             fresh = np.setdiff1d(needed, held.ids)
             held = held.keep(needed).add(fresh, *self._draw(fresh))
-            fields[:, band] = self.tiling.project(
+            t, q, u, offset = self.tiling.project(
                 held.coefficients, self.nside, pixels[band], held.ids, held.offsets
             )
+            crowding = self.crowding(large_scales[0, band])
+            fields[:, band] = crowding * np.stack([t + crowding * offset, q, u])
             drawn += len(fresh)
             if progress is not None:
                 progress(drawn, total)
         return fields
 
-    def _chart(self) -> tuple[int, int | None, np.ndarray]:
+    def _finest(self, nside: int) -> tuple[int, int | None, np.ndarray]:
         """Size, octaves and mean power of the coarsest patches that are fine enough."""
         for chart in self.generator.card["spectra"]:
-            lmax = CUT[0] * np.pi * chart["size"] / self._width
-            if lmax >= BAND_LIMIT * self.nside:
+            if CUT[0] * np.pi * chart["size"] / self._width >= BAND_LIMIT * nside:
                 break
         return chart["size"], chart["depth"], np.array(chart["power"])
 
@@ -201,89 +200,140 @@ class SmallScales:
             keys = [(self.seed, TILE_NSIDE, int(tile), number) for tile in tiles]
             latents = draw_latents(shapes, keys)
             if field == "T" and self.generator.conditional:
-                # The large scales that are there take the place of the coarsest latents.
-                patterns[number] = self.generator.decode(
-                    latents[1:], self._blocks[tiles], beam=False
-                )
+                patterns[number] = self._conditional(latents, tiles)
             else:
                 patterns[number] = self.generator.decode(latents, beam=False)
+        patterns = detrend(patterns)
         return self._filter(patterns, self.roughness[tiles])
+
+    def _conditional(self, latents: list[np.ndarray], tiles: np.ndarray) -> np.ndarray:
+        """Patches drawn for the template, less the template.
+
+        The template lacks power above the split, and a network that is given too smooth a map draws
+        too little for it; so the coarsest latents supply what the taper has taken.
+        """
+        top = latents[0] @ np.asarray(self.generator.network.top_matrix(CHART_BLOCKS)).T
+        top = top.reshape(-1, CHART_BLOCKS, CHART_BLOCKS)
+        ell = np.pi / self._width * np.hypot(*np.indices(top.shape[1:]))
+        lacking = np.sqrt(1 - handover(ell, *self.split) ** 2)
+        top = scipy.fft.idctn(lacking * scipy.fft.dctn(top, axes=(1, 2)), axes=(1, 2))
+        patches = self.generator.decode(latents[1:], self._blocks[tiles] + top, beam=False)
+        # A cosine series through the template's points is the same function on any finer grid.
+        series = scipy.fft.dctn(self._points[tiles], axes=(1, 2), norm="forward")
+        missing = patches.shape[1] - series.shape[1]
+        series = np.pad(series, ((0, 0), (0, missing), (0, missing)))
+        return patches - scipy.fft.idctn(series, axes=(1, 2), norm="forward")
 
     def _filter(self, patterns: np.ndarray, roughness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bring T, E, B patches to their spectra, and to T, Q, U spline coefficients."""
-        size = self.size
         coefficients = np.empty_like(patterns)
         offsets = np.empty(len(roughness))
-        filters, (cosine, sine) = self._filters, self._rotation
         mix = self.spectrum.te_ratio
         for i, rough in enumerate(roughness):
-            # A chart mirrored at its edges is periodic and has no steps there.
-            mirrored = np.pad(patterns[:, i], ((0, 0), (0, size), (0, size)), mode="symmetric")
-            t, e, b = scipy.fft.rfft2(mirrored, workers=-1)
+            t, e, b = self._chart.waves(patterns[:, i])
             # T and E share a part of one pattern, each with its own slope.
-            e = filters["E"] * (mix * t + np.sqrt(1 - mix**2) * e)
-            b = filters["B"] * b
-            t = filters["T"] * rough * t
-            waves = np.stack([t, e * cosine - b * sine, e * sine + b * cosine])
-            full = scipy.fft.irfft2(waves, s=(2 * size, 2 * size), workers=-1)
-            coefficients[:, i] = full[:, :size, :size]
-            offsets[i] = -np.log(np.mean(np.exp(_samples(coefficients[0, i])[self._core])))
+            e = self._filters["E"] * (mix * t + np.sqrt(1 - mix**2) * e)
+            q, u = self._chart.stokes(e, self._filters["B"] * b)
+            waves = np.stack([self._filters["T"] * rough * t, q, u])
+            coefficients[:, i] = self._chart.patches(waves)
+            offsets[i] = self._offset(coefficients[0, i])
         return coefficients, offsets
 
-    def _make_filters(self) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Filters of T, E, B in the plane of the mirrored chart, and E, B to Q, U."""
-        size, pixel = self.size, self._width / self.size
-        ky = scipy.fft.fftfreq(2 * size)[:, None]
-        kx = scipy.fft.rfftfreq(2 * size)[None, :]
-        frequency = np.hypot(kx, ky)
-        frequency[0, 0] = 1.0
-        ell = 2 * np.pi * frequency / pixel
-        # Power of the generator in sr at each mode, a power law between whole wavenumbers.
-        known = np.arange(1, len(self.power) + 1) / size
-        generated = pixel**2 * np.exp(
-            np.interp(np.log(frequency), np.log(known), np.log(self.power))
-        )
-        cut = np.clip((ell * pixel / np.pi - CUT[0]) / (CUT[1] - CUT[0]), 0, 1)
-        response = np.outer(
-            bspline_prefilter_response(scipy.fft.fftfreq(2 * size)),
-            bspline_prefilter_response(scipy.fft.rfftfreq(2 * size)),
-        )
-        common = np.sqrt(1 - taper(ell, *self.split) ** 2) * np.cos(0.5 * np.pi * cut) ** 2
-        common = common / response / np.sqrt(generated)
-        common[0, 0] = 0.0
-        filters = {}
-        for name, slope, amplitude in zip(
-            FIELDS, self.spectrum.slopes, self.amplitudes, strict=True
-        ):
-            target = 2 * np.pi / ell**2 * (ell / PIVOT) ** slope
-            filters[name] = (amplitude * common * np.sqrt(target)).astype(np.float32)
-        # E, B to Q, U with HEALPix's signs; see sky/tiling.py.
-        cosine = ((ky**2 - kx**2) / frequency**2).astype(np.float32)
-        sine = (-2 * kx * ky / frequency**2).astype(np.float32)
-        return filters, (cosine, sine)
+    def _offset(self, coefficients: np.ndarray) -> float:
+        """What to add to a T pattern so that its exponential has unit mean over the tile."""
+        size = len(coefficients)
+        axis = (np.arange(size) - (size - 1) / 2) * self._width / size
+        core = np.hypot(axis[:, None], axis) < 0.5 * hp.nside2resol(TILE_NSIDE)
+        return -float(np.log(np.mean(np.exp(spline_values(coefficients)[core]))))
 
-    def _condition(self) -> tuple[np.ndarray, np.ndarray]:
-        """Block means of the template's i on every chart, standardised, and their scale.
+    def _make_filters(self, chart: Chart) -> dict[str, np.ndarray]:
+        """Filters of T, E and B."""
+        high_pass = dict.fromkeys(FIELDS, np.sqrt(1 - handover(chart.ell, *self.split) ** 2))
+        if self.generator.conditional:
+            # Its large scales were taken out with the template.
+            x = np.log(np.clip(chart.ell, *EXCESS_ELL) / PIVOT)
+            excess = np.exp(-0.5 * np.polyval(self._excess, x))
+            high_pass["T"] = np.sqrt(1 - taper(chart.ell, *CLEAN) ** 2) * excess
+        powers = self.calibration.powers(chart.ell)
+        return {
+            name: chart.filter(power, high_pass[name])
+            for name, power in zip(FIELDS, powers, strict=True)
+        }
+
+    def _template_on_charts(self) -> np.ndarray:
+        """The template's i at points of every chart, four a side of each block."""
+        coarsest, points = self._coarsest, 4 * CHART_BLOCKS
+        width = coarsest.size // points
+        shape = (points, width, points, width, 3)
+        vectors = [coarsest.vectors(t).reshape(shape).mean((1, 3)) for t in range(coarsest.ntiles)]
+        theta, phi = hp.vec2ang(np.concatenate(vectors).reshape(-1, 3))
+        return self.template.fields(theta, phi)[0].reshape(-1, points, points)
+
+    def _condition(self, field: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The template's i on every chart, at points and as block means, and its scale there.
 
         A plane is taken out of each chart first: the slope of the disc's brightness with latitude
         is geometry, and says nothing about how rough the dust is. The scale is such that the
         blocks have the variance about a plane that the network's own coarsest map has.
         """
-        fine = 4 * CHART_BLOCKS
-        chart = Tiling(TILE_NSIDE, fine, np.degrees(self._width / fine) * 60)
-        vectors = np.concatenate([chart.vectors(t).reshape(-1, 3) for t in range(chart.ntiles)])
-        theta, phi = hp.vec2ang(vectors)
-        field = self.template.fields(theta, phi)[0]
-        shape = (chart.ntiles, CHART_BLOCKS, 4, CHART_BLOCKS, 4)
-        blocks = field.reshape(shape).mean(axis=(2, 4)).reshape(chart.ntiles, -1)
-        y, x = np.divmod(np.arange(CHART_BLOCKS**2), CHART_BLOCKS)
-        basis = np.linalg.qr(np.stack([np.ones_like(x), x, y], axis=1).astype(float))[0]
-        blocks = blocks - (blocks @ basis) @ basis.T
+        field = detrend(field, degree=1)
+        shape = (len(field), CHART_BLOCKS, 4, CHART_BLOCKS, 4)
+        blocks = field.reshape(shape).mean(axis=(2, 4))
         root = np.asarray(self.generator.network.top_matrix(CHART_BLOCKS))
-        root = root - basis @ (basis.T @ root)
-        scale = np.sqrt((blocks**2).sum(axis=1) / (root**2).sum())
-        blocks = (blocks / scale[:, None]).astype(np.float32)
-        return blocks.reshape(-1, CHART_BLOCKS, CHART_BLOCKS), scale
+        own = detrend(root.T.reshape(-1, CHART_BLOCKS, CHART_BLOCKS), degree=1)
+        scale = np.sqrt((blocks**2).sum(axis=(1, 2)) / (own**2).sum())[:, None, None]
+        return field / scale, (blocks / scale).astype(np.float32), scale.ravel()
+
+    def _measure_excess(self, log_intensity: np.ndarray) -> np.ndarray:
+        """Find by how much T's small scales would exceed their power law in a map of intensity.
+
+        Patches drawn for the template vary more where it is brighter, as the dust does; such places
+        weigh most in a spectrum of intensity, and the exponential stretches them further. On the
+        tiles at high latitude, the spectrum of what the patterns add to the intensity is compared
+        with that of a faint pattern that knows nothing of the brightness. The exponential depends
+        on the amplitude, so this is done twice.
+
+        Parameters
+        ----------
+        log_intensity : ndarray, shape (ntiles, points, points)
+            The template's i on every chart.
+
+        Returns
+        -------
+        ndarray, shape (2,)
+            Polynomial in ln(ℓ/80) of the logarithm of the ratio of powers, for ``np.polyval``.
+        """
+        size, depth = self.generator.charts[0]
+        chart = Chart(size, self._width, np.array(self.generator.card["spectra"][0]["power"]))
+        latitude = np.degrees(np.arcsin(self.tiling.centres[:, 2]))
+        tiles = np.flatnonzero(np.abs(latitude) > LATITUDE + APODISATION / 2)
+        # The same latents for every sky: the excess belongs to the template and the weights.
+        latents = draw_latents(
+            self.generator.latent_shapes(size, depth), [(TILE_NSIDE, int(t)) for t in tiles]
+        )
+        waves = chart.waves(detrend(self._conditional(latents, tiles)))
+        i = log_intensity[tiles].repeat(2, axis=1).repeat(2, axis=2)
+        crowding = self.crowding(i)
+        rough = self.roughness[tiles, None, None]
+        weight = np.mean((np.exp(i) * crowding * rough) ** 2)
+        self._excess = np.zeros(2)
+        total = np.zeros(2)
+        for _ in range(2):
+            coefficients = chart.patches(self._make_filters(chart)["T"] * waves) * rough
+            offsets = np.array([self._offset(c) for c in coefficients])[:, None, None]
+            exponent = crowding * (spline_values(coefficients) + crowding * offsets)
+            added = detrend(np.exp(i) * np.expm1(exponent))
+            number, power = radial_spectrum(added, width=0.35)
+            ell = 2 * np.pi * number / self._width
+            # In the units of radial_spectrum: power a mode over the solid angle of a pixel.
+            faint = 2 * np.pi / ell**2 * self.calibration.powers(ell)[0]
+            faint *= weight / (self._width / size) ** 2
+            used = (ell > EXCESS_ELL[0]) & (ell < EXCESS_ELL[1])
+            ratio = np.log(power.mean(axis=0) / faint)[used]
+            fit = np.polyfit(np.log(ell / PIVOT)[used], ratio, 1, w=np.sqrt(ell[used]))
+            total = total + fit
+            self._excess = total
+        return total
 
     def _roughness_map(self) -> np.ndarray:
         """Root mean square roughness at each pixel of the calibration's maps."""
@@ -320,78 +370,3 @@ class _Tiles:
             np.concatenate([self.coefficients, coefficients], axis=1),
             np.concatenate([self.offsets, offsets]),
         )
-
-
-def _samples(coefficients: np.ndarray) -> np.ndarray:
-    """Values of a cubic spline at its knots; the outermost pixels are not meaningful."""
-    for axis in (0, 1):
-        neighbours = np.roll(coefficients, 1, axis) + np.roll(coefficients, -1, axis)
-        coefficients = (4 * coefficients + neighbours) / 6
-    return coefficients
-
-
-def calibrate(
-    template: Template, spectrum: Spectrum, roughness: np.ndarray
-) -> tuple[float, float, float]:
-    r"""Amplitudes at which small scales of unit :math:`D_{80}` continue the template's spectra.
-
-    Measured where the template is whole, on ``CALIBRATION_ELL``, at \|b\| > 30 degrees, and carried
-    to the pivot with the slopes asked for. A small fluctuation of i multiplies the intensity and
-    one of q adds to Q/I, so with the mask W and the roughness s
-
-    .. math::
-        D^{TT} &= A_T^2 \, \langle W^2 s^2 I^2\rangle / \langle W^2\rangle, \\
-        D^{EE} + D^{BB} &= (A_E^2 + A_B^2)\, \langle W^2 I^2\rangle / \langle W^2\rangle
-            + A_T^2\, \langle W^2 s^2 P^2\rangle / \langle W^2\rangle .
-
-    The last term is the template's polarisation carried by the intensity's small scales, half of it
-    E and half B. EE/BB is set for the sum of both.
-
-    Parameters
-    ----------
-    template : Template
-        The large scales.
-    spectrum : Spectrum
-        Slopes, EE/BB and the overall factor.
-    roughness : ndarray, shape (12 * 64**2,)
-        Scale of the T patterns at each pixel.
-
-    Returns
-    -------
-    (float, float, float)
-        Amplitudes of T, E and B.
-    """
-    maps = template.maps(CALIBRATION_NSIDE)
-    mask = latitude_mask(CALIBRATION_NSIDE)
-    norm = np.mean(mask**2)
-    maps = maps - np.array([np.average(maps[0], weights=mask), 0.0, 0.0])[:, None]
-    low, high = CALIBRATION_ELL
-    spectra = hp.anafast(maps * mask, lmax=high, iter=1)[:3] / norm
-    ell = np.arange(low, high + 1)
-    at_pivot = [
-        np.average(
-            ell * (ell + 1) / (2 * np.pi) * cl[low:] * (ell / PIVOT) ** -slope, weights=2 * ell + 1
-        )
-        for cl, slope in zip(spectra, spectrum.slopes, strict=True)
-    ]
-    intensity, q, u = template.maps(CALIBRATION_NSIDE)
-    square = np.mean(mask**2 * intensity**2) / norm
-    tt = at_pivot[0] / (np.mean((mask * roughness * intensity) ** 2) / norm)
-    carried = tt * np.mean((mask * roughness) ** 2 * (q**2 + u**2)) / norm
-    total = at_pivot[1] + at_pivot[2]
-    share = spectrum.ee_to_bb / (1 + spectrum.ee_to_bb)
-    ee = max(share * total - carried / 2, 0.0) / square
-    bb = max((1 - share) * total - carried / 2, 0.0) / square
-    return tuple(spectrum.amplitude * float(np.sqrt(power)) for power in (tt, ee, bb))
-
-
-def latitude_mask(nside: int, latitude: float = LATITUDE) -> np.ndarray:
-    r"""Mask of \|b\| > ``latitude`` with a cosine edge of 10 degrees above it.
-
-    Returns
-    -------
-    ndarray, shape (12 nside²,)
-        From 0 to 1.
-    """
-    b = np.abs(90 - np.degrees(hp.pix2ang(nside, np.arange(hp.nside2npix(nside)))[0]))
-    return np.sin(0.5 * np.pi * np.clip((b - latitude) / APODISATION, 0, 1)) ** 2

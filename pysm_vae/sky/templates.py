@@ -27,7 +27,7 @@ from pysm_vae.sky.sed import emission
 log = logging.getLogger(__name__)
 
 #: Multipoles between which the template hands over to the small scales.
-SPLIT = (50.0, 90.0)
+SPLIT = (50.0, 100.0)
 
 #: Where a template's maps are given unless it says otherwise.
 FREQ_REF = 353 * u.GHz
@@ -54,9 +54,6 @@ _CHUNK = 1 << 22
 def taper(ell: np.ndarray, low: float = SPLIT[0], high: float = SPLIT[1]) -> np.ndarray:
     """Smooth low-pass window: 1 up to ``low``, 0 from ``high``, a quarter cosine in ln ℓ between.
 
-    With the complementary sine for the small scales, the squares add up to one, so that the power
-    of two independent fields with the same spectrum adds up to that spectrum.
-
     Parameters
     ----------
     ell : array-like
@@ -75,6 +72,25 @@ def taper(ell: np.ndarray, low: float = SPLIT[0], high: float = SPLIT[1]) -> np.
     x = np.minimum(np.log(ell / low) / np.log(high / low), 1.0)
     # sin of the complement gives an exact zero at the end, which cos(π/2) does not.
     return np.sin(0.5 * np.pi * (1.0 - x))
+
+
+def handover(ell: np.ndarray, low: float = SPLIT[0], high: float = SPLIT[1]) -> np.ndarray:
+    r"""Fraction of the input's amplitude that a :class:`Template` has, to be complemented.
+
+    The iteration that makes a template starts from the tapered field, and each step gives back
+    :math:`t^2` of what is missing, so that n steps leave :math:`1 - (1 - t)(1 - t^2)^n`: less is
+    lost than to the taper alone, and it is lost faster. For the default split the power falls from
+    98 to 2 % between ℓ = 75 and 97.
+
+    Parameters
+    ----------
+    ell : array-like
+        Multipoles, not necessarily whole.
+    low, high : float
+        The ends of :func:`taper`.
+    """
+    t = taper(ell, low, high)
+    return 1.0 - (1.0 - t) * (1.0 - t**2) ** _ITERATIONS
 
 
 def to_log_pol_tens(iqu: np.ndarray) -> np.ndarray:

@@ -188,7 +188,7 @@ def _taps(u, taps):
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _project(
     coeffs,
-    offsets,
+    constants,
     slots,
     vectors,
     parents,
@@ -225,7 +225,7 @@ def _project(
             count = _window(
                 vectors[p], candidates[parents[p]], centres, overlap, distance, tiles, weights
             )
-            for f in range(nfields):
+            for f in range(nfields + 1):
                 out[f, p] = 0.0
             for a in range(count):
                 t = tiles[a]
@@ -253,7 +253,8 @@ def _project(
                             line += tap_x[i] * coeffs[f, slot, iy - 1 + j, ix - 1 + i]
                         total += tap_y[j] * line
                     value[f] = total
-                out[0, p] += weights[a] * value[0] + weights[a] * weights[a] * offsets[slot]
+                out[nfields, p] += weights[a] * weights[a] * constants[slot]
+                out[0, p] += weights[a] * value[0]
                 if nfields == 3:
                     # The tile's east carried along the great circle from its centre to the
                     # pixel, E - (E.n)(C + n)/(1 + C.n), on the pixel's east and north: the
@@ -477,7 +478,7 @@ class Tiling:
         nside: int,
         pixels: np.ndarray | None = None,
         tiles: np.ndarray | None = None,
-        offsets: np.ndarray | None = None,
+        constants: np.ndarray | None = None,
     ) -> np.ndarray:
         """Windowed sum of the tiles' cubic splines at HEALPix pixels.
 
@@ -495,14 +496,15 @@ class Tiling:
             RING pixels, in any order; by default the full sky.
         tiles : array of int, shape (ntiles,), optional
             Numbers of the tiles that ``coeffs`` carries, in its order; by default all tiles.
-        offsets : array, shape (ntiles,), optional
-            A constant of each tile that is added to the scalar with the *square* of the window,
-            Σ w² offset: as the squares sum to one, equal constants stay that constant.
+        constants : array, shape (ntiles,), optional
+            A number of each tile, to be spread with the *squares* of the windows. As these sum to
+            one, a number that all tiles share stays that number.
 
         Returns
         -------
-        float64 array, shape (nfields, npix)
-            The fields; Q and U in each pixel's HEALPix (COSMO) frame.
+        float64 array, shape (nfields, npix) or (nfields + 1, npix)
+            The fields; Q and U in each pixel's HEALPix (COSMO) frame. With ``constants``, these in
+            one more row.
 
         Raises
         ------
@@ -525,19 +527,20 @@ class Tiling:
                 f"tiles by pixels, not {coeffs.shape}"
             )
         coeffs = np.ascontiguousarray(coeffs)
-        offsets = np.zeros(ids.size) if offsets is None else np.asarray(offsets, np.float64)
-        if offsets.shape != ids.shape:
+        rows = coeffs.shape[0] + (constants is not None)
+        constants = np.zeros(ids.size) if constants is None else np.asarray(constants, np.float64)
+        if constants.shape != ids.shape:
             raise ValueError(
-                f"offsets must have shape {ids.shape}, one a tile, not {offsets.shape}"
+                f"constants must have shape {ids.shape}, one a tile, not {constants.shape}"
             )
         npix, chunks = self._chunks(nside, pixels)
-        out = np.empty((coeffs.shape[0], npix))
-        buffer = np.empty((coeffs.shape[0], min(npix, CHUNK)))
+        out = np.empty((rows, npix))
+        buffer = np.empty((coeffs.shape[0] + 1, min(npix, CHUNK)))
         needed = np.zeros(self.ntiles, np.uint8)
         for part, vectors, parents in chunks:
             _project(
                 coeffs,
-                offsets,
+                constants,
                 slots,
                 vectors,
                 parents,
@@ -557,7 +560,7 @@ class Tiling:
                     f"{' and more' if missing.size > 5 else ''}. Carry all of "
                     "tiles_for(nside, pixels)"
                 )
-            out[:, part] = buffer[:, : parents.size]
+            out[:, part] = buffer[:rows, : parents.size]
         return out
 
     def _fill_windows(

@@ -300,6 +300,32 @@ def flat_spectrum(
     return centre, power * (pixel_size * ARCMIN) ** 2
 
 
+def detrend(patches: np.ndarray, degree: int = 3) -> np.ndarray:
+    """Take the best-fitting polynomial out of each patch.
+
+    What is larger than a patch would otherwise leak into all its modes.
+
+    Parameters
+    ----------
+    patches : array, shape (..., size, size)
+        Any number of patches.
+    degree : int
+        Total degree of the polynomial in x and y.
+
+    Returns
+    -------
+    array, shape (..., size, size)
+        In the precision of the input.
+    """
+    size = patches.shape[-1]
+    axis = np.linspace(-1, 1, size)
+    powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
+    terms = np.array([np.outer(axis**i, axis**j).ravel() for i, j in powers])
+    basis = np.linalg.qr(terms.T)[0].astype(patches.dtype)
+    flat = patches.reshape(-1, size * size)
+    return (flat - (flat @ basis) @ basis.T).reshape(patches.shape)
+
+
 def radial_spectrum(patches: np.ndarray, width: float = 0.15) -> tuple[np.ndarray, np.ndarray]:
     """Azimuthally averaged power per integer wavenumber, for transfer functions.
 

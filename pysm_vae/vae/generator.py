@@ -347,10 +347,11 @@ def measure_spectra(generator: Generator, *, n: int = 192, seed: int = 0) -> lis
     -------
     list of dict
         One for each entry of :attr:`Generator.charts`: ``size``, ``depth``, ``samples``, and
-        ``power``: the apodised, azimuthally averaged power at 1, 2, … ``size // 2`` cycles a
-        patch, such that white noise of unit variance gives 1.
+        ``power``: the azimuthally averaged power at 1, 2, … ``size // 2`` cycles a patch,
+        such that white noise of unit variance gives 1, of detrended patches under a wide taper (a
+        narrow one leaks, and the spectrum is steep).
     """
-    from pysm_vae.stats.spectra import radial_spectrum
+    from pysm_vae.stats.spectra import detrend, radial_spectrum
 
     spectra = []
     for size, depth in generator.charts:
@@ -360,7 +361,7 @@ def measure_spectra(generator: Generator, *, n: int = 192, seed: int = 0) -> lis
         for start in range(0, n, BATCH):
             keys = [(seed, i) for i in range(start, min(start + BATCH, n))]
             patches = generator.decode(draw_latents(shapes, keys), beam=False)
-            total += radial_spectrum(patches)[1].sum(axis=0)
+            total += radial_spectrum(detrend(patches), width=0.35)[1].sum(axis=0)
         power = [float(f"{p:.6g}") for p in total / n]
         spectra.append({"size": size, "depth": depth, "samples": n, "power": power})
     return spectra

@@ -371,7 +371,9 @@ class Octave(PatchVAE):
             bands = ops.convert_to_numpy(self._bands(coarse))
             context_scale[octave] = np.sqrt(np.mean(bands**2, axis=(0, 1, 2)))
         self.detail_scale.assign(detail_scale)
-        self.context_scale.assign(np.maximum(context_scale, 1e-3))
+        # A band that a training patch is too small to have says nothing; on a larger patch it would
+        # be far from all that training saw. An infinite scale leaves it out.
+        self.context_scale.assign(np.where(context_scale > 0.02, context_scale, np.inf))
         # Half the mean square difference at lags 1 and 2 of the coarsest grid, as g r^h.
         top = ops.convert_to_numpy(coarse)[..., 0]
         lags = [
