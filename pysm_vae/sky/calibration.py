@@ -2,12 +2,16 @@ r"""What the small scales' spectra are asked to be, and the amplitudes that make
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import healpy as hp
 import numpy as np
+from scipy.optimize import nnls
 
+from pysm_vae.sky.coupling import Coupling
 from pysm_vae.sky.templates import handover
+from pysm_vae.sky.tiling import Tiling
 
 #: Multipole at which amplitudes are quoted (PySM's pivot).
 PIVOT = 80.0
@@ -18,6 +22,11 @@ APODISATION = 10.0
 #: left too little of it, and the resolution of the maps it is measured on.
 CALIBRATION_ELL = (45, 85)
 CALIBRATION_NSIDE = 64
+#: Multipoles at which the levels of the patterns' spectra are solved for: none at the first, the
+#: last one's from there on.
+NODES = (62.0, 72.0, 82.0, 92.0, 102.0, 115.0, 135.0, 170.0, 230.0, 350.0)
+#: Weight of the levels' second differences against the misfit of a band.
+SMOOTHNESS = 0.3
 
 
 @dataclass(frozen=True)
@@ -52,78 +61,38 @@ class Spectrum:
             raise ValueError(f"amplitude cannot be negative or infinite: {self.amplitude}")
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Spectra of the patterns, of which the small scales of a template are made.
+def pattern_power(ell: np.ndarray, levels: np.ndarray, slope: float) -> np.ndarray:
+    """D_ℓ of patterns.
 
     Parameters
     ----------
-    spectrum : Spectrum
-        What the outcome is to be.
-    tt : float
-        D_80 of the T patterns.
-    polarised : float
-        D_80^EE + D_80^BB of the outcome, over the mean square intensity.
-    carried : float
-        D_80 of EE, and of BB, that T's patterns bring about by carrying the template's
-        polarisation, in the same unit.
-    mixing : (float, float)
-        Fraction of E patterns that the intensity turns to B at the pivot, and its slope.
+    ell : ndarray
+        Multipoles above 0, any shape.
+    levels : ndarray, shape (len(NODES),)
+        D_ℓ at the nodes, over the power law (ℓ/80)^slope.
+    slope : float
+        Of the power law.
     """
-
-    spectrum: Spectrum
-    tt: float
-    polarised: float
-    carried: float
-    mixing: tuple[float, float]
-
-    def powers(self, ell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """D_ℓ of the T, E and B patterns.
-
-        The mixing takes (E, B) to ((1 - f) E + f B, (1 - f) B + f E); it is undone, as far as
-        positive powers can.
-
-        Parameters
-        ----------
-        ell : ndarray
-            Multipoles, any shape.
-        """
-        x = ell / PIVOT
-        tt, ee, bb = (x**slope for slope in self.spectrum.slopes)
-        share = self.spectrum.ee_to_bb / (1 + self.spectrum.ee_to_bb)
-        ee = np.maximum(share * self.polarised * ee - self.carried * tt, 0.0)
-        bb = np.maximum((1 - share) * self.polarised * bb - self.carried * tt, 0.0)
-        mixed = np.minimum(self.mixing[0] * x ** self.mixing[1], 0.4)
-        whole = 1 - 2 * mixed
-        e = np.maximum(((1 - mixed) * ee - mixed * bb) / whole, 0.0)
-        b = np.maximum(((1 - mixed) * bb - mixed * ee) / whole, 0.0)
-        factor = self.spectrum.amplitude**2
-        return factor * self.tt * tt, factor * e, factor * b
+    x = np.log(ell / PIVOT)
+    return np.interp(x, np.log(np.array(NODES) / PIVOT), levels, left=0.0) * np.exp(slope * x)
 
 
-def calibrate(
-    maps: np.ndarray,
-    spectrum: Spectrum,
-    split: tuple[float, float],
-    roughness: np.ndarray,
-    crowding: np.ndarray,
-) -> Calibration:
-    r"""Find the patterns' spectra with which the small scales continue the template.
+class Calibrator:
+    r"""Finds the patterns' spectra with which the small scales continue the template.
 
-    The template's spectra are measured at \|b\| > 30 degrees on ``CALIBRATION_ELL``, the taper is
-    divided out, and the slopes asked for carry them to the pivot. A small fluctuation of i
-    multiplies the intensity and one of q adds to Q/I, so with the mask W, the crowding g and the
-    roughness s
+    The template's spectra are measured at \|b\| > 30 degrees on ``CALIBRATION_ELL``, where it is
+    divided by what the split has left of it, and the slopes asked for carry them to the pivot. This
+    and the split give the spectra that small scales in the map should have. In the map, a small
+    fluctuation of i multiplies the intensity and one of q adds to Q/I: with the mask W, the
+    crowding g and the roughness s, T patterns of :math:`D_\ell` come out at about
+    :math:`D_\ell \langle W^2 g^2 s^2 I^2\rangle / \langle W^2\rangle`, E and B patterns at the same
+    without s. Besides
 
-    .. math::
-        D^{TT} &= A_T^2 \, \langle W^2 g^2 s^2 I^2\rangle / \langle W^2\rangle, \\
-        D^{EE} + D^{BB} &= (A_E^2 + A_B^2)\, \langle W^2 g^2 I^2\rangle / \langle W^2\rangle
-            + A_T^2\, \langle W^2 g^2 s^2 P^2\rangle / \langle W^2\rangle .
+    - windows and intensity spread the spectra and mix E with B (:mod:`pysm_vae.sky.coupling`),
+    - T patterns carry the template's polarisation with them: they add
+      :math:`D_\ell \langle W^2 g^2 s^2 P^2\rangle / 2 \langle W^2\rangle` to EE and to BB.
 
-    The last term is the template's polarisation carried by the intensity's small scales, half of it
-    E and half B. Where the intensity varies, E patterns times intensity are partly B: the fraction
-    is measured on one Gaussian realisation. EE/BB is that of the outcome. (E and B of the template
-    are added up before they are shared out because a mask moves power from one to the other.)
+    So the patterns' spectra are solved for, as non-negative levels at a few multipoles.
 
     Parameters
     ----------
@@ -132,59 +101,118 @@ def calibrate(
     spectrum : Spectrum
         Slopes, EE/BB and the overall factor.
     split : (float, float)
-        The template's taper.
+        The ends of the template's taper.
     roughness : ndarray, shape (12 * 64**2,)
         Scale of the T patterns at each pixel.
     crowding : ndarray, shape (12 * 64**2,)
         Factor on all patterns at each pixel.
+    tiling : Tiling
+        The windows, on their coarsest chart.
     """
-    mask = latitude_mask(CALIBRATION_NSIDE)
-    norm = np.mean(mask**2)
+
+    def __init__(
+        self,
+        maps: np.ndarray,
+        spectrum: Spectrum,
+        split: tuple[float, float],
+        roughness: np.ndarray,
+        crowding: np.ndarray,
+        tiling: Tiling,
+    ) -> None:
+        self.slopes = spectrum.slopes
+        mask = latitude_mask(CALIBRATION_NSIDE)
+        weight = (mask * crowding) ** 2 / np.mean(mask**2)
+        # In units of what E and B patterns of unit D_ell give in the map.
+        square = np.mean(weight * maps[0] ** 2)
+        self._rough = np.mean(weight * (roughness * maps[0]) ** 2) / square
+        polarised = np.mean(weight * roughness**2 * (maps[1] ** 2 + maps[2] ** 2))
+        self._carried = polarised / square / 2
+        tt, ee, bb = _template_power(maps, mask, spectrum.slopes, split)
+        # E and B are added up, and then shared out: a mask moves power from one to the other.
+        share = spectrum.ee_to_bb / (1 + spectrum.ee_to_bb)
+        factor = spectrum.amplitude**2 / square
+        self._wanted = factor * np.array([tt, share * (ee + bb), (1 - share) * (ee + bb)])
+
+        self._coupling = Coupling(tiling, mask * crowding * maps[0])
+        self._used = (self._coupling.ell > 50) & (self._coupling.ell < 500)
+        ell = self._coupling.ell[self._used]
+        self._small = 1 - handover(ell, *split) ** 2
+        self._laws = [(ell / PIVOT) ** slope for slope in self.slopes]
+        self._design = self._columns(self.slopes[0], self._coupling.scalar)
+
+    def temperature(self) -> np.ndarray:
+        """Levels of the T patterns, shape (len(NODES),)."""
+        target = self._wanted[0] / self._rough * self._small * self._laws[0]
+        return self._solve(self._design, target, self._laws[0])
+
+    def polarisation(
+        self, temperature: np.ndarray, excess: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Levels of the E and B patterns, each of shape (len(NODES),).
+
+        Parameters
+        ----------
+        temperature : ndarray, shape (len(NODES),)
+            Levels of the T patterns.
+        excess : callable
+            Of multipoles: factor by which T's patterns are weakened because they are stronger where
+            the intensity is. Where the polarised intensity is they are not, so what they carry of
+            it falls by as much.
+        """
+        ell = self._coupling.ell[self._used]
+        taken = self._carried * (self._design @ temperature) / excess(ell)
+        same, other = {}, {}
+        for k in (1, 2):
+            slope = self.slopes[k]
+            same[k] = self._columns(slope, lambda power: self._coupling.spin(power)[0])
+            other[k] = self._columns(slope, lambda power: self._coupling.spin(power)[1])
+        levels = {1: np.zeros(len(NODES)), 2: np.zeros(len(NODES))}
+        # Each gets what the other leaks; the leak is small, so a few rounds settle it.
+        for _ in range(4):
+            for k in (1, 2):
+                target = self._wanted[k] * self._small * self._laws[k]
+                target = target - taken - other[3 - k] @ levels[3 - k]
+                levels[k] = self._solve(same[k], np.maximum(target, 0.0), self._laws[k])
+        return levels[1], levels[2]
+
+    def _columns(self, slope: float, couple: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """What each level gives in the bands that are used, shape (bands, len(NODES))."""
+        ell = np.where(self._coupling.grid_ell > 0, self._coupling.grid_ell, 1.0)
+        columns = [couple(pattern_power(ell, node, slope)) for node in np.eye(len(NODES))]
+        return np.array(columns).T[self._used]
+
+    def _solve(self, design: np.ndarray, target: np.ndarray, law: np.ndarray) -> np.ndarray:
+        # Relative to the power law, so that all multipoles count alike. The first level, where the
+        # patterns start, stays 0. Sharp features cannot be told apart through the windows, so the
+        # levels' second differences are kept small.
+        matrix = design[:, 1:] / law[:, None]
+        bend = np.diff(np.eye(matrix.shape[1]), 2, axis=0)
+        rows = np.concatenate([matrix, SMOOTHNESS * matrix.sum(axis=1).max() * bend])
+        values = np.concatenate([target / law, np.zeros(len(bend))])
+        return np.concatenate([[0.0], nnls(rows, values)[0]])
+
+
+def _template_power(
+    maps: np.ndarray,
+    mask: np.ndarray,
+    slopes: tuple[float, float, float],
+    split: tuple[float, float],
+) -> np.ndarray:
+    """D_80 of TT, EE and BB of the template before the split, at high latitude."""
     fluctuations = maps.copy()
     fluctuations[0] -= np.average(maps[0], weights=mask)
     low, high = CALIBRATION_ELL
-    spectra = hp.anafast(fluctuations * mask, lmax=high, iter=1)[:3, low:] / norm
+    spectra = hp.anafast(fluctuations * mask, lmax=high, iter=1)[:3, low:] / np.mean(mask**2)
     ell = np.arange(low, high + 1)
-    whole = ell * (ell + 1) / (2 * np.pi) / handover(ell, *split) ** 2
-    # Number of modes, as far as the template still has them.
-    weights = (2 * ell + 1) * handover(ell, *split) ** 2
-    tt, ee, bb = (
-        np.average(whole * cl * (ell / PIVOT) ** -slope, weights=weights)
-        for cl, slope in zip(spectra, spectrum.slopes, strict=True)
+    left = handover(ell, *split) ** 2
+    whole = ell * (ell + 1) / (2 * np.pi) / left
+    # Weighted by the number of modes, as far as the template still has them.
+    return np.array(
+        [
+            np.average(whole * cl * (ell / PIVOT) ** -slope, weights=(2 * ell + 1) * left)
+            for cl, slope in zip(spectra, slopes, strict=True)
+        ]
     )
-    weight = (mask * crowding) ** 2 / norm
-    tt /= np.mean(weight * (roughness * maps[0]) ** 2)
-    square = np.mean(weight * maps[0] ** 2)
-    carried = tt * np.mean(weight * roughness**2 * (maps[1] ** 2 + maps[2] ** 2))
-    return Calibration(
-        spectrum=spectrum,
-        tt=float(tt),
-        polarised=float((ee + bb) / square),
-        carried=float(carried / 2 / square),
-        mixing=_mixing(mask * crowding * maps[0], spectrum.slopes[1], split),
-    )
-
-
-def _mixing(
-    modulation: np.ndarray, slope: float, split: tuple[float, float]
-) -> tuple[float, float]:
-    """Fraction of modulated E patterns that is B, as a power law (its value at the pivot, slope).
-
-    Measured on one Gaussian realisation above the split, up to where these pixels resolve it.
-    """
-    lmax = 5 * CALIBRATION_NSIDE // 2
-    ell = np.arange(lmax + 1)
-    cl = np.maximum(ell, 1) ** (slope - 2.0) * (1 - handover(ell, *split) ** 2)
-    rng = np.random.default_rng(2018)
-    white = rng.standard_normal((2, hp.Alm.getsize(lmax)))
-    alm = hp.almxfl((white[0] + 1j * white[1]) / np.sqrt(2), np.sqrt(cl))
-    q, u = hp.alm2map_spin([alm, np.zeros_like(alm)], CALIBRATION_NSIDE, 2, lmax)
-    modulated = np.stack([np.zeros_like(q), q, u]) * modulation
-    _, ee, bb = hp.anafast(modulated, lmax=lmax, iter=1)[:3]
-    band = slice(int(split[1]), lmax)
-    fraction = bb[band] / (ee[band] + bb[band])
-    gradient, value = np.polyfit(np.log(ell[band] / PIVOT), np.log(fraction), 1)
-    return float(np.exp(value)), float(gradient)
 
 
 def latitude_mask(nside: int, latitude: float = LATITUDE) -> np.ndarray:

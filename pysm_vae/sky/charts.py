@@ -3,10 +3,10 @@ r"""The Fourier plane of a tile's chart: from patches of a generator to patterns
 A chart is mirrored at its edges, which makes it periodic without steps. A pattern whose mean power
 spectrum is :math:`C^{gen}_\ell` is multiplied by
 
-.. math:: \sqrt{C^{target}_\ell / C^{gen}_\ell}\; h_\ell\, b_\ell, \qquad
+.. math:: \sqrt{C^{target}_\ell / C^{gen}_\ell}\; b_\ell, \qquad
           C^{target}_\ell = 2\pi D_\ell / \ell^2
 
-with h a high-pass and b the cut below the chart's Nyquist frequency, and divided by the response of
+with b the cut below the chart's Nyquist frequency, and divided by the response of
 the cubic B-spline that the projection interpolates with.
 """
 
@@ -31,8 +31,6 @@ class Chart:
         Pixels a side.
     width : float
         Side in radians.
-    power : array, shape (size // 2,)
-        Mean power of the generator's patches at 1, 2, … cycles a patch (white noise: 1).
 
     Attributes
     ----------
@@ -40,7 +38,7 @@ class Chart:
         Multipole of each mode of the mirrored chart.
     """
 
-    def __init__(self, size: int, width: float, power: np.ndarray) -> None:
+    def __init__(self, size: int, width: float) -> None:
         self.size = size
         pixel = width / size
         ky = scipy.fft.fftfreq(2 * size)[:, None]
@@ -48,36 +46,37 @@ class Chart:
         frequency = np.hypot(kx, ky)
         # The mean has no direction and is never kept; any number spares a division by zero.
         frequency[0, 0] = 1.0
+        self._number = frequency * size
         self.ell = 2 * np.pi * frequency / pixel
-        known = np.arange(1, len(power) + 1) / size
-        # A power law between whole wavenumbers.
-        log_power = np.interp(np.log(frequency), np.log(known), np.log(power))
         cut = np.clip((self.ell * pixel / np.pi - CUT[0]) / (CUT[1] - CUT[0]), 0, 1)
         response = np.outer(
             bspline_prefilter_response(scipy.fft.fftfreq(2 * size)),
             bspline_prefilter_response(scipy.fft.rfftfreq(2 * size)),
         )
-        self._common = np.cos(0.5 * np.pi * cut) ** 2 / response / pixel * np.exp(-0.5 * log_power)
+        self._common = np.cos(0.5 * np.pi * cut) ** 2 / response / pixel
         self._common[0, 0] = 0.0
         self._cosine = ((ky**2 - kx**2) / frequency**2).astype(np.float32)
         self._sine = (-2 * kx * ky / frequency**2).astype(np.float32)
 
-    def filter(self, power: np.ndarray, high_pass: np.ndarray) -> np.ndarray:
+    def filter(self, power: np.ndarray, generated: np.ndarray) -> np.ndarray:
         """Filter from patches to the spline coefficients of patterns.
 
         Parameters
         ----------
         power : ndarray, shape (2 size, size + 1)
             D_ℓ of the patterns at each mode.
-        high_pass : ndarray, shape (2 size, size + 1)
-            The factor h on amplitudes.
+        generated : ndarray, shape (size // 2,)
+            Mean power of the patches at 1, 2, … cycles a patch (white noise: 1).
 
         Returns
         -------
         ndarray, float32, shape (2 size, size + 1)
         """
+        known = np.log(np.arange(1, len(generated) + 1))
+        # A power law between whole wavenumbers.
+        log_generated = np.interp(np.log(self._number), known, np.log(generated))
         target = np.sqrt(2 * np.pi * power) / self.ell
-        return (target * high_pass * self._common).astype(np.float32)
+        return (target * self._common * np.exp(-0.5 * log_generated)).astype(np.float32)
 
     def waves(self, patches: np.ndarray) -> np.ndarray:
         """Transform of patches ``(..., size, size)``, mirrored at their edges."""

@@ -19,12 +19,13 @@ from pysm_vae.sky.calibration import (
     CALIBRATION_NSIDE,
     LATITUDE,
     PIVOT,
+    Calibrator,
     Spectrum,
-    calibrate,
     latitude_mask,
+    pattern_power,
 )
 from pysm_vae.sky.charts import CUT, Chart, spline_values
-from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, handover, taper
+from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, handover
 from pysm_vae.sky.tiling import Tiling
 from pysm_vae.stats.spectra import detrend, radial_spectrum
 from pysm_vae.vae.generator import CHART_BLOCKS, Generator, draw_latents
@@ -33,9 +34,6 @@ from pysm_vae.vae.generator import CHART_BLOCKS, Generator, draw_latents
 TILE_NSIDE = 8
 #: A chart is fine enough if it holds the power up to this multiple of nside.
 BAND_LIMIT = 2.0
-#: Multipoles between which a conditional T pattern, that has no large scales of its own, is cleaned
-#: of what leaks in.
-CLEAN = (55.0, 80.0)
 #: Multipoles on which the excess of T's spectrum is measured, on the coarsest chart.
 EXCESS_ELL = (110.0, 480.0)
 #: Roughness is held within these factors of its median: near the Galactic plane the template's
@@ -99,16 +97,34 @@ class SmallScales:
             self.roughness = np.clip(scale / np.median(scale), *ROUGHNESS_RANGE)
         else:
             self.roughness = np.ones(self.tiling.ntiles)
-        self.calibration = calibrate(
+        calibrator = Calibrator(
             from_log_pol_tens(large_scales),
             self.spectrum,
             split,
             self._roughness_map(),
             self.crowding(large_scales[0]),
+            self._coarsest,
         )
-        self._excess = self._measure_excess(log_intensity) if generator.conditional else np.zeros(2)
-        self._chart = Chart(self.size, self._width, power)
-        self._filters = self._make_filters(self._chart)
+        self._chart = Chart(self.size, self._width)
+        slopes = self.spectrum.slopes
+        levels = calibrator.temperature()
+        drawn, excess = power, np.ones_like
+        if generator.conditional:
+            deficit, excess = self._measure_conditional(log_intensity, levels)
+            drawn = power * np.pad(deficit, (0, len(power) - len(deficit)), constant_values=1.0)
+        self.levels = np.array([levels, *calibrator.polarisation(levels, excess)])
+        powers = [
+            pattern_power(self._chart.ell, level, slope)
+            for level, slope in zip(self.levels, slopes, strict=True)
+        ]
+        powers[0] = powers[0] / excess(self._chart.ell)
+        self._filters = {
+            "T": self._chart.filter(powers[0], drawn),
+            "E": self._chart.filter(powers[1], power),
+            "B": self._chart.filter(powers[2], power),
+            # The part of E that is made of T's patches.
+            "TE": self._chart.filter(powers[1], drawn),
+        }
 
     @property
     def lmax(self) -> float:
@@ -232,7 +248,7 @@ class SmallScales:
         for i, rough in enumerate(roughness):
             t, e, b = self._chart.waves(patterns[:, i])
             # T and E share a part of one pattern, each with its own slope.
-            e = self._filters["E"] * (mix * t + np.sqrt(1 - mix**2) * e)
+            e = mix * self._filters["TE"] * t + np.sqrt(1 - mix**2) * self._filters["E"] * e
             q, u = self._chart.stokes(e, self._filters["B"] * b)
             waves = np.stack([self._filters["T"] * rough * t, q, u])
             coefficients[:, i] = self._chart.patches(waves)
@@ -245,20 +261,6 @@ class SmallScales:
         axis = (np.arange(size) - (size - 1) / 2) * self._width / size
         core = np.hypot(axis[:, None], axis) < 0.5 * hp.nside2resol(TILE_NSIDE)
         return -float(np.log(np.mean(np.exp(spline_values(coefficients)[core]))))
-
-    def _make_filters(self, chart: Chart) -> dict[str, np.ndarray]:
-        """Filters of T, E and B."""
-        high_pass = dict.fromkeys(FIELDS, np.sqrt(1 - handover(chart.ell, *self.split) ** 2))
-        if self.generator.conditional:
-            # Its large scales were taken out with the template.
-            x = np.log(np.clip(chart.ell, *EXCESS_ELL) / PIVOT)
-            excess = np.exp(-0.5 * np.polyval(self._excess, x))
-            high_pass["T"] = np.sqrt(1 - taper(chart.ell, *CLEAN) ** 2) * excess
-        powers = self.calibration.powers(chart.ell)
-        return {
-            name: chart.filter(power, high_pass[name])
-            for name, power in zip(FIELDS, powers, strict=True)
-        }
 
     def _template_on_charts(self) -> np.ndarray:
         """The template's i at points of every chart, four a side of each block."""
@@ -284,56 +286,70 @@ class SmallScales:
         scale = np.sqrt((blocks**2).sum(axis=(1, 2)) / (own**2).sum())[:, None, None]
         return field / scale, (blocks / scale).astype(np.float32), scale.ravel()
 
-    def _measure_excess(self, log_intensity: np.ndarray) -> np.ndarray:
-        """Find by how much T's small scales would exceed their power law in a map of intensity.
+    def _measure_conditional(
+        self, log_intensity: np.ndarray, levels: np.ndarray
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """Measure how patches drawn for the template differ from the prior's, at high latitude.
 
-        Patches drawn for the template vary more where it is brighter, as the dust does; such places
-        weigh most in a spectrum of intensity, and the exponential stretches them further. On the
-        tiles at high latitude, the spectrum of what the patterns add to the intensity is compared
-        with that of a faint pattern that knows nothing of the brightness. The exponential depends
-        on the amplitude, so this is done twice.
+        They lack the large scales, which the template has. And they vary more where it is brighter,
+        as the dust does; such places weigh most in a spectrum of intensity, and the exponential
+        stretches them further.
 
         Parameters
         ----------
         log_intensity : ndarray, shape (ntiles, points, points)
             The template's i on every chart.
+        levels : ndarray, shape (len(NODES),)
+            Of the T patterns, for the strength of the exponential.
 
         Returns
         -------
-        ndarray, shape (2,)
-            Polynomial in ln(ℓ/80) of the logarithm of the ratio of powers, for ``np.polyval``.
+        deficit : ndarray, shape (size // 2,)
+            Power over that of the prior's patches at 1, 2, … cycles a chart, at the coarsest size;
+            all finer scales have theirs.
+        excess : callable
+            Of multipoles: power of what the patterns add to the intensity over that of a faint
+            pattern that knows nothing of the brightness. A power law on ``EXCESS_ELL``, constant
+            beyond.
         """
         size, depth = self.generator.charts[0]
-        chart = Chart(size, self._width, np.array(self.generator.card["spectra"][0]["power"]))
+        prior = np.array(self.generator.card["spectra"][0]["power"])
         latitude = np.degrees(np.arcsin(self.tiling.centres[:, 2]))
         tiles = np.flatnonzero(np.abs(latitude) > LATITUDE + APODISATION / 2)
-        # The same latents for every sky: the excess belongs to the template and the weights.
-        latents = draw_latents(
-            self.generator.latent_shapes(size, depth), [(TILE_NSIDE, int(t)) for t in tiles]
-        )
-        waves = chart.waves(detrend(self._conditional(latents, tiles)))
+        # The same latents for every sky: this belongs to the template and the weights.
+        shapes = self.generator.latent_shapes(size, depth)
+        keys = [(TILE_NSIDE, int(tile)) for tile in tiles]
+        patches = detrend(self._conditional(draw_latents(shapes, keys), tiles))
+        number, power = radial_spectrum(patches, width=0.35)
+        ell = 2 * np.pi * number / self._width
+        # Above the template's multipoles there is no deficit, only chance.
+        deficit = np.where(ell < 1.2 * self.split[1], power.mean(axis=0) / prior, 1.0)
+
+        chart = Chart(size, self._width)
         i = log_intensity[tiles].repeat(2, axis=1).repeat(2, axis=2)
         crowding = self.crowding(i)
         rough = self.roughness[tiles, None, None]
-        weight = np.mean((np.exp(i) * crowding * rough) ** 2)
-        self._excess = np.zeros(2)
-        total = np.zeros(2)
+        waves = chart.waves(patches)
+        powers = pattern_power(chart.ell, levels, self.spectrum.slopes[0])
+        blind = detrend(self.generator.decode(draw_latents(shapes, keys), beam=False))
+        blind = spline_values(chart.patches(chart.filter(powers, prior) * chart.waves(blind)))
+        faint = radial_spectrum(detrend(np.exp(i) * crowding * rough * blind), width=0.35)[1]
+        used = (ell > EXCESS_ELL[0]) & (ell < EXCESS_ELL[1])
+        fit = np.zeros(2)
+
+        def excess(ell: np.ndarray) -> np.ndarray:
+            return np.exp(np.polyval(fit, np.log(np.clip(ell, *EXCESS_ELL) / PIVOT)))
+
+        # The exponential depends on the amplitude, so twice.
         for _ in range(2):
-            coefficients = chart.patches(self._make_filters(chart)["T"] * waves) * rough
+            response = chart.filter(powers / excess(chart.ell), prior * deficit)
+            coefficients = chart.patches(response * waves) * rough
             offsets = np.array([self._offset(c) for c in coefficients])[:, None, None]
             exponent = crowding * (spline_values(coefficients) + crowding * offsets)
-            added = detrend(np.exp(i) * np.expm1(exponent))
-            number, power = radial_spectrum(added, width=0.35)
-            ell = 2 * np.pi * number / self._width
-            # In the units of radial_spectrum: power a mode over the solid angle of a pixel.
-            faint = 2 * np.pi / ell**2 * self.calibration.powers(ell)[0]
-            faint *= weight / (self._width / size) ** 2
-            used = (ell > EXCESS_ELL[0]) & (ell < EXCESS_ELL[1])
-            ratio = np.log(power.mean(axis=0) / faint)[used]
-            fit = np.polyfit(np.log(ell / PIVOT)[used], ratio, 1, w=np.sqrt(ell[used]))
-            total = total + fit
-            self._excess = total
-        return total
+            added = radial_spectrum(detrend(np.exp(i) * np.expm1(exponent)), width=0.35)[1]
+            ratio = added[:, used].mean(axis=0) / faint[:, used].mean(axis=0)
+            fit = fit + np.polyfit(np.log(ell[used] / PIVOT), np.log(ratio), 1, w=ell[used] ** 0.5)
+        return deficit, excess
 
     def _roughness_map(self) -> np.ndarray:
         """Root mean square roughness at each pixel of the calibration's maps."""

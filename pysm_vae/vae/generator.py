@@ -193,9 +193,17 @@ class Generator:
             :attr:`pixel_size` arcmin a pixel or, as dust is close to scale-free, any other. With
             ``coarse``, in the units of the coarse map instead.
         """
+        if n < 1:
+            raise ValueError(f"n={n}: draw at least one patch")
         size = self.size if size is None else size
         shapes = self.latent_shapes(size)
         if coarse is not None:
+            coarse = np.asarray(coarse)
+            if coarse.ndim != 3 or len(coarse) != n or coarse.shape[1] != coarse.shape[2]:
+                raise ValueError(
+                    f"coarse has the shape {coarse.shape}: for n={n} patches it must be "
+                    f"({n}, m, m), one square map for each"
+                )
             grid = coarse.shape[-1]
             shapes = [shape for shape in shapes[1:] if shape[0] >= grid]
             if not shapes or shapes[0][0] != grid:
@@ -285,7 +293,7 @@ def load_generator(weights: str | Path = "default") -> Generator:
 
 
 def save_weights(network: PatchVAE, path: Path) -> str:
-    """Write the decoder's and the shared weights as half-precision arrays, with no code in them.
+    """Write the weights that generation needs as plain single-precision arrays.
 
     The dense encoder of ``thorne2021`` is left out: it is ten times the rest, and generation does
     not need it.
@@ -340,28 +348,74 @@ def _assign(network: PatchVAE, arrays: dict[str, np.ndarray], name: str) -> None
         variable.assign(array)
 
 
-def measure_spectra(generator: Generator, *, n: int = 192, seed: int = 0) -> list[dict[str, Any]]:
+def measure_spectra(generator: Generator, *, n: int = 512, seed: int = 0) -> list[dict[str, Any]]:
     """Measure mean spectra of prior samples as the sky wing lays them down, to calibrate it by.
+
+    Patches are detrended under a wide taper. The spectrum is steep, so the estimate still takes
+    power from larger scales; by how much is measured on Gaussian patches of the same slope, and
+    divided out.
+
+    Parameters
+    ----------
+    generator : Generator
+        The network.
+    n : int
+        Samples at the coarsest size; fewer at finer ones, where each has more modes.
+    seed : int
+        Of the samples.
 
     Returns
     -------
     list of dict
         One for each entry of :attr:`Generator.charts`: ``size``, ``depth``, ``samples``, and
-        ``power``: the azimuthally averaged power at 1, 2, … ``size // 2`` cycles a patch,
-        such that white noise of unit variance gives 1, of detrended patches under a wide taper (a
-        narrow one leaks, and the spectrum is steep).
+        ``power``: the azimuthally averaged power at 1, 2, … ``size // 2`` cycles a patch, such that
+        white noise of unit variance gives 1.
     """
-    from pysm_vae.stats.spectra import detrend, radial_spectrum
-
     spectra = []
+    bias = None
     for size, depth in generator.charts:
         shapes = generator.latent_shapes(size, depth)
+        samples = max(n * generator.charts[0][0] // size, BATCH)
         total = np.zeros(size // 2)
         # A batch at a time: the finest charts are large.
-        for start in range(0, n, BATCH):
-            keys = [(seed, i) for i in range(start, min(start + BATCH, n))]
+        for start in range(0, samples, BATCH):
+            keys = [(seed, i) for i in range(start, min(start + BATCH, samples))]
             patches = generator.decode(draw_latents(shapes, keys), beam=False)
-            total += radial_spectrum(detrend(patches), width=0.35)[1].sum(axis=0)
-        power = [float(f"{p:.6g}") for p in total / n]
-        spectra.append({"size": size, "depth": depth, "samples": n, "power": power})
+            total += _raw_power(patches).sum(axis=0)
+        power = total / samples
+        if bias is None:
+            number = np.arange(1, len(power) + 1)
+            resolved = slice(size // 18, size // 6)
+            slope = np.polyfit(np.log(number[resolved]), np.log(power[resolved]), 1)[0]
+            bias = _leakage(size, slope, n, np.random.default_rng([seed, 2]))
+        power[: len(bias)] /= bias
+        power = [float(f"{p:.6g}") for p in power]
+        spectra.append({"size": size, "depth": depth, "samples": samples, "power": power})
     return spectra
+
+
+def _raw_power(patches: np.ndarray) -> np.ndarray:
+    from pysm_vae.stats.spectra import detrend, radial_spectrum
+
+    return radial_spectrum(detrend(patches), width=0.35)[1]
+
+
+def _leakage(size: int, slope: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Measured over true power of Gaussian patches of a power-law spectrum, from 1 cycle a patch.
+
+    The patches are cut from periodic fields four times their size. Only wavenumbers up to a quarter
+    of the patch's Nyquist frequency are given; the leakage falls as the inverse square.
+    """
+    box = 4 * size
+    k = np.hypot(np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box)[None, :]) * size
+    k[0, 0] = np.inf
+    amplitude = k ** (0.5 * slope)
+    total = np.zeros(size // 2)
+    quarters = 16
+    for _ in range(-(-n // quarters)):
+        field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((box, box))) * amplitude)
+        patches = field.reshape(4, size, 4, size).swapaxes(1, 2).reshape(quarters, size, size)
+        total += _raw_power(patches).mean(axis=0)
+    number = np.arange(1, size // 2 + 1)
+    bias = total / -(-n // quarters) / number**slope
+    return bias[: size // 8]

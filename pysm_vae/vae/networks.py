@@ -70,8 +70,9 @@ class PatchVAE(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The means that training reports, all in nats a pixel."""
-        return list(self.trackers.values())
+        """The means that training reports, all in nats a pixel: the loss and its terms."""
+        # Keras's own, which include the loss: early stopping and the best checkpoint follow it.
+        return list(dict.fromkeys([*super().metrics, *self.trackers.values()]))
 
     def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
         """Shapes of the standard normal latents that make one patch of ``size`` pixels a side.
@@ -154,12 +155,16 @@ class Thorne2021(PatchVAE):
         self.latents = latents
         start = size // 16
         encoder: list[layers.Layer] = [keras.Input((size, size, 1))]
-        for filters in (256, 128, 64):
+        # Named, since names that Keras makes up go on counting from one network to the next, and
+        # the weights' file is read by name.
+        for i, filters in enumerate((256, 128, 64)):
             encoder += [
-                layers.Conv2D(filters, 4, strides=2, padding="same", activation="relu"),
-                layers.BatchNormalization(momentum=0.9),
+                layers.Conv2D(
+                    filters, 4, strides=2, padding="same", activation="relu", name=f"conv{i}"
+                ),
+                layers.BatchNormalization(momentum=0.9, name=f"norm{i}"),
             ]
-        encoder += [layers.Flatten(), layers.Dense(1024, activation="relu")]
+        encoder += [layers.Flatten(), layers.Dense(1024, activation="relu", name="dense")]
         self.encoder = keras.Sequential(encoder, name="encoder")
         self.to_mean = layers.Dense(latents, name="latent_mean")
         # A posterior that starts narrow keeps the first likelihood gradients from drowning.
@@ -170,15 +175,17 @@ class Thorne2021(PatchVAE):
         )
         decoder: list[layers.Layer] = [
             keras.Input((latents,)),
-            layers.Dense(start * start * 32, activation="relu"),
+            layers.Dense(start * start * 32, activation="relu", name="dense"),
             layers.Reshape((start, start, 32)),
         ]
-        for filters in (128, 64, 32, 16):
+        for i, filters in enumerate((128, 64, 32, 16)):
             decoder += [
-                layers.BatchNormalization(momentum=0.9),
-                layers.Conv2DTranspose(filters, 4, strides=2, padding="same", activation="relu"),
+                layers.BatchNormalization(momentum=0.9, name=f"norm{i}"),
+                layers.Conv2DTranspose(
+                    filters, 4, strides=2, padding="same", activation="relu", name=f"deconv{i}"
+                ),
             ]
-        decoder.append(layers.Conv2D(1, 1))
+        decoder.append(layers.Conv2D(1, 1, name="conv"))
         self.decoder = keras.Sequential(decoder, name="decoder")
         self.log_noise = self.add_weight(shape=(), initializer="zeros", name="log_noise")
         self.to_mean.build((None, 1024))
@@ -483,7 +490,7 @@ class Octave(PatchVAE):
             if beam:
                 octave = min(len(latents) - 1 - i, self.octaves - 1)
             else:
-                octave = max(self.octaves - 1 - i, 1)
+                octave = max(self.octaves - 1 - i, min(1, self.octaves - 1))
             details = self._details(self._context(field, octave), latent, octave)
             field = haar_synthesis(field, self.detail_scale[octave] * details)
         return field[..., 0]

@@ -135,9 +135,11 @@ def train(
     Raises
     ------
     ValueError
-        If a map or a region of the split gives no patches, or ``out`` holds a run with another
-        configuration.
+        If a map or a region of the split gives no patches, a region is in no map or in two parts
+        of the split, the epochs end before the KL term has its full weight, or ``out`` holds a run
+        with another configuration.
     """
+    _check(maps, split, config)
     out = writable_folder(out)
     record = {
         "config": asdict(config),
@@ -152,12 +154,17 @@ def train(
             f"{str(out)!r} holds a run with other maps or settings: "
             "name another folder, or remove this one to start again"
         )
-    with atomic_write(state) as partial:
-        partial.write_text(json.dumps(record, indent=1))
+    name = config.architecture
+    path = out / f"{name}.json"
+    if state.is_file() and path.is_file():
+        log.info("%s is the card of a finished run", path)
+        return path
 
     keras.utils.set_random_seed(config.seed)
     training = training_patches(maps, split.train, config)
     validation = grid_set(maps, split.validation, config.size)
+    with atomic_write(state) as partial:
+        partial.write_text(json.dumps(record, indent=1))
     log.info("%d training and %d validation patches", len(training), len(validation))
     network = build_network(config.architecture, **_network_config(config), seed=config.seed)
     if hasattr(network, "adapt"):
@@ -178,7 +185,6 @@ def train(
     )
     network.load_weights(best)
 
-    name = config.architecture
     digest = save_weights(network, out / f"{name}.npz")
     card = {
         "name": name,
@@ -195,11 +201,29 @@ def train(
         "training_patches": len(training),
         "validation_patches": len(validation),
     }
-    path = out / f"{name}.json"
-    write_card(card, path)
-    card["spectra"] = measure_spectra(Generator.from_card(path))
+    card["spectra"] = measure_spectra(Generator(card, out / f"{name}.npz"))
+    # Last, since the card marks a finished run.
     write_card(card, path)
     return path
+
+
+def _check(maps: Sequence[TrainingMap], split: Split, config: TrainingConfig) -> None:
+    known = {name for m in maps for name in m.sky.region_names}
+    parts = {part: set(names) for part, names in asdict(split).items()}
+    unknown = sorted(set().union(*parts.values()) - known)
+    if unknown:
+        raise ValueError(
+            f"no map has the regions {unknown} of the split; there are {sorted(known)}"
+        )
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = sorted(parts[one] & parts[other])
+        if shared:
+            raise ValueError(f"regions {shared} are both in {one} and in {other}: choose one")
+    if config.epochs <= config.kl_warmup:
+        raise ValueError(
+            f"{config.epochs} epochs end before the KL term has its full weight, after "
+            f"{config.kl_warmup}: take more epochs or a shorter kl_warmup"
+        )
 
 
 def write_card(card: dict[str, Any], path: Path) -> None:
@@ -280,21 +304,31 @@ class _KLWarmup(keras.callbacks.Callback):
 def _callbacks(
     out: Path, best: Path, config: TrainingConfig, tensorboard: bool
 ) -> list[keras.callbacks.Callback]:
+    history = out / "history.csv"
+    past = _past_losses(history, out / "backup")
+    compared = past[config.kl_warmup :]
+
     def rate(epoch: int) -> float:
         return 0.5 * config.learning_rate * (1.0 + math.cos(math.pi * epoch / config.epochs))
 
     callbacks = [
         _KLWarmup(config.kl_warmup),
         keras.callbacks.LearningRateScheduler(rate),
-        keras.callbacks.CSVLogger(str(out / "history.csv"), append=True),
+        keras.callbacks.CSVLogger(str(history), append=True),
         # Losses under different KL weights do not compare, so the best is sought after warm-up.
         _AfterWarmup(
             config.kl_warmup,
             keras.callbacks.ModelCheckpoint(
-                str(best), monitor="val_loss", save_best_only=True, save_weights_only=True
+                str(best),
+                monitor="val_loss",
+                mode="min",
+                save_best_only=True,
+                save_weights_only=True,
+                initial_value_threshold=min(compared, default=None),
             ),
         ),
-        keras.callbacks.EarlyStopping(
+        _EarlyStopping(
+            past,
             monitor="val_loss",
             mode="min",
             patience=config.patience,
@@ -305,6 +339,35 @@ def _callbacks(
     if tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(str(out / "tensorboard")))
     return callbacks
+
+
+def _past_losses(history: Path, backup: Path) -> list[float]:
+    """Validation losses of the epochs that the backup holds; later ones leave the history."""
+    metadata = backup / "training_metadata.json"
+    epochs = json.loads(metadata.read_text())["epoch"] if metadata.is_file() else 0
+    if not history.is_file():
+        return []
+    if not epochs:
+        history.unlink()
+        return []
+    # The run may have been killed between an epoch's line and its backup.
+    lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
+    with atomic_write(history) as partial:
+        partial.write_text("".join(lines))
+    return read_history(history)["val_loss"]
+
+
+class _EarlyStopping(keras.callbacks.EarlyStopping):
+    """Early stopping whose patience has already seen the epochs before the run was resumed."""
+
+    def __init__(self, past: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.past = past
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
+        for epoch, loss in enumerate(self.past):
+            self.on_epoch_end(epoch, {self.monitor: loss})
 
 
 class _AfterWarmup(keras.callbacks.Callback):

@@ -1,0 +1,423 @@
+"""Maps of a sky on disk: one FITS file of I, Q, U a channel, and a picture."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import healpy as hp
+import numpy as np
+import pysm3.units as u
+from pysm3.utils import bandpass_unit_conversion
+from scipy.integrate import trapezoid
+
+from pysm_vae.dust import VAEDust
+from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.registration import presets
+
+#: Told (what, done, in all), what being "tiles" or "channels".
+Progress = Callable[[str, int, int], None]
+
+# Points of a top-hat: trapezoids over a band as wide as its centre are then good to 1e-5.
+_TOP_HAT_POINTS = 101
+
+# What a FITS file and the picture take beside the pixels, generously.
+_HEADERS = 64 << 10
+_PICTURE = 8 << 20
+
+# Packages whose version can change a map, and the header cards that name them.
+_VERSIONS = {
+    "V_VAE": "pysm_vae",
+    "V_PYSM3": "pysm3",
+    "V_KERAS": "keras",
+    "V_TF": "tensorflow",
+    "V_DUCC0": "ducc0",
+    "V_HEALPY": "healpy",
+    "V_SCIPY": "scipy",
+    "V_NUMPY": "numpy",
+    "V_ASTRO": "astropy",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """One frequency or one bandpass, made by :meth:`at`, :meth:`top_hat` or :meth:`from_file`.
+
+    Attributes
+    ----------
+    name : str
+        Its part of a file name, such as ``"353GHz"``.
+    freqs : Quantity, shape (n,)
+        Its frequency, or those of the bandpass, rising.
+    weights : ndarray, shape (n,), or None
+        The bandpass in power units (Jy/sr), as PySM takes it; None for one frequency and a top-hat.
+    kind : {"single frequency", "top-hat", "table"}
+        What it is.
+    source : str
+        Name of the file of a table.
+    """
+
+    name: str
+    freqs: u.Quantity
+    weights: np.ndarray | None = None
+    kind: str = field(default="single frequency", kw_only=True)
+    source: str = field(default="", kw_only=True)
+
+    @classmethod
+    def at(cls, freq: float | u.Quantity) -> Channel:
+        """One frequency, in GHz if it has no unit."""
+        value = _ghz("frequency", freq)
+        return cls(f"{value:.10g}GHz", [value] * u.GHz)
+
+    @classmethod
+    def top_hat(
+        cls, low: float | u.Quantity, high: float | u.Quantity, n: int = _TOP_HAT_POINTS
+    ) -> Channel:
+        """Equal power (Jy/sr) between two frequencies, in GHz if they have no unit.
+
+        Parameters
+        ----------
+        low, high : float or Quantity
+            The edges.
+        n : int
+            Frequencies that the trapezoids of the integral go through.
+        """
+        bottom, top = _ghz("lower edge", low), _ghz("upper edge", high)
+        if bottom >= top:
+            raise ValueError(f"band {bottom:g}:{top:g} must rise: give LOW:HIGH in GHz")
+        if n < 2:
+            raise ValueError(f"a band needs at least 2 frequencies, not n={n}")
+        return cls(
+            f"band{bottom:.10g}-{top:.10g}GHz", np.linspace(bottom, top, n) * u.GHz, kind="top-hat"
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Channel:
+        """A bandpass from a text file of two columns: GHz, rising, and weight in power (Jy/sr).
+
+        What follows a ``#`` is a comment; blank lines are passed over. The weights need no
+        normalisation.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is not such a table; the message names the line.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"bandpass {str(path)!r}: there is no such file")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"bandpass {str(path)!r} is not a text file") from error
+        rows: list[tuple[float, float]] = []
+        for number, line in enumerate(lines, start=1):
+            text = line.partition("#")[0].strip()
+            if text:
+                rows.append(_bandpass_row(text, rows, f"bandpass {str(path)!r}, line {number}"))
+        if len(rows) < 2:
+            raise ValueError(
+                f"bandpass {str(path)!r} has {len(rows)} rows of numbers; at least two are needed "
+                "(GHz and weight in each)"
+            )
+        freqs, weights = np.array(rows).T
+        if np.count_nonzero(weights) < 2:
+            raise ValueError(
+                f"bandpass {str(path)!r}: fewer than two weights are positive, which is no band"
+            )
+        name = re.sub(r"[^A-Za-z0-9._+-]", "_", path.stem)
+        return cls(name, freqs * u.GHz, weights, kind="table", source=path.name)
+
+    @property
+    def centre(self) -> float:
+        """Mean frequency under the bandpass, GHz."""
+        nu = self.freqs.to_value(u.GHz)
+        if len(nu) == 1:
+            return float(nu[0])
+        weights = np.ones_like(nu) if self.weights is None else self.weights
+        return float(trapezoid(nu * weights, nu) / trapezoid(weights, nu))
+
+    @property
+    def label(self) -> str:
+        """What to call it in words, such as ``"140-160 GHz"``."""
+        nu = self.freqs.to_value(u.GHz)
+        if self.kind == "table":
+            return f"{self.source}, {self.centre:.4g} GHz"
+        return f"{nu[0]:.10g} GHz" if len(nu) == 1 else f"{nu[0]:.10g}-{nu[-1]:.10g} GHz"
+
+    def conversion(self, unit: u.UnitBase) -> float:
+        """Factor from µK_RJ to ``unit`` over this bandpass, as ``pysm3.Sky`` applies it."""
+        try:
+            factor = bandpass_unit_conversion(self.freqs, self.weights, unit)
+        except u.UnitConversionError as error:
+            raise ValueError(
+                f"unit {str(unit)!r} is no brightness that PySM converts to: "
+                "give uK_CMB, uK_RJ, K_CMB, MJy/sr or the like"
+            ) from error
+        # An array of one for a single frequency, a number for a band.
+        value = np.asarray(factor.value).item()
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"channel {self.name}: its weights give no finite band average")
+        return value
+
+
+def _ghz(what: str, value: float | u.Quantity) -> float:
+    try:
+        ghz = value.to_value(u.GHz) if isinstance(value, u.Quantity) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be a number of GHz, not {value!r}") from error
+    if not (math.isfinite(ghz) and ghz > 0):
+        raise ValueError(f"{what} must be finite and positive, not {ghz:g} GHz")
+    return float(ghz)
+
+
+def _bandpass_row(text: str, rows: list[tuple[float, float]], where: str) -> tuple[float, float]:
+    words = text.replace(",", " ").split()
+    try:
+        freq, weight = (float(word) for word in words)
+    except ValueError as error:
+        raise ValueError(f"{where}: two numbers are needed (GHz, weight), not {text!r}") from error
+    if not (math.isfinite(freq) and math.isfinite(weight)):
+        raise ValueError(f"{where}: {text!r} has a number that is not finite")
+    if freq <= 0 or weight < 0:
+        raise ValueError(f"{where}: {text!r} has a negative number, or a frequency of zero")
+    if rows and freq <= rows[-1][0]:
+        raise ValueError(f"{where}: frequencies must rise; {freq:g} GHz follows {rows[-1][0]:g}")
+    return freq, weight
+
+
+def simulate(
+    out: str | Path,
+    *,
+    nside: int,
+    channels: Sequence[Channel],
+    preset: str = "vae0",
+    template: str | Path | u.Quantity | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    unit: str | u.UnitBase = "uK_CMB",
+    figure: bool = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Draw a sky and write I, Q, U of each channel, and a picture of the highest.
+
+    The files are full-sky HEALPix maps (RING, Galactic, COSMO polarisation convention) that
+    ``healpy.read_map(path, field=(0, 1, 2))`` reads. They are in single precision, which is what
+    the sky is drawn in. Their headers name the channel, the seed, the preset, the template, the
+    weights' SHA-256 and the versions of the packages, and no date, so that the same sky makes the
+    same file.
+
+    Parameters
+    ----------
+    out : path-like
+        Folder of the files; made if need be.
+    nside : int
+        HEALPix resolution.
+    channels : sequence of Channel
+        Frequencies and bandpasses.
+    preset : str
+        Name of one of this package's presets, such as ``"vae0"``.
+    template, weights
+        In place of the preset's; see :class:`~pysm_vae.dust.VAEDust`.
+    seed : int
+        Which sky.
+    unit : str or Unit
+        Unit of the maps: uK_CMB, uK_RJ, K_CMB, MJy/sr, or whatever else PySM converts to.
+    figure : bool
+        Also draw the picture.
+    overwrite : bool
+        Replace files that are there already.
+    progress : callable, optional
+        Told ("tiles" or "channels", done, in all) as the work goes on.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files written: the maps in the order of the channels, then the picture.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError
+        If an argument cannot be used.
+    FileExistsError
+        If a file is there already and ``overwrite`` is not set.
+    NotADirectoryError, PermissionError
+        If the folder cannot be written to.
+    ConnectionError
+        If the template has to come from PySM's server and that is not reached.
+    OSError
+        If the disk is too full. All this is found out before the sky is drawn, as far as it can
+        be; a write that fails later leaves no part of a file.
+    """
+    parameters = _parameters(preset, template, weights, seed)
+    if isinstance(nside, bool) or not isinstance(nside, int | np.integer):
+        raise TypeError(f"nside must be a whole number, not {nside!r}")
+    if not hp.isnsideok(nside, nest=True):
+        raise ValueError(f"nside must be a power of two, not {nside}")
+    channels = list(channels)
+    if not channels:
+        raise ValueError("no channel: give at least one frequency, band or bandpass")
+    target = _unit(unit)
+    factors = [channel.conversion(target) for channel in channels]
+
+    folder = Path(out)
+    suffix = f"nside{nside}_seed{seed}"
+    paths = [folder / f"{preset}_{channel.name}_{suffix}.fits" for channel in channels]
+    doubled = sorted({path.name for path in paths if paths.count(path) > 1})
+    if doubled:
+        raise ValueError(
+            f"two channels would both be written to {doubled[0]!r}: give each only once, and "
+            "bandpass files different names"
+        )
+    picture = folder / f"{preset}_{suffix}.png"
+    expected = [*paths, picture] if figure else paths
+    _check_targets(expected, overwrite)
+    _check_space(writable_folder(folder), nside, len(channels), figure)
+
+    def tiles(done: int, total: int) -> None:
+        if progress is not None:
+            progress("tiles", done, total)
+
+    model = VAEDust(nside, progress=tiles, **parameters)
+    shown = max(range(len(channels)), key=lambda k: channels[k].centre)
+    for k, (channel, factor, path) in enumerate(zip(channels, factors, paths, strict=True)):
+        maps = model.get_emission(channel.freqs, channel.weights).value
+        maps *= factor
+        _write(path, maps.astype(np.float32), _cards(model, channel, preset), target)
+        if figure and k == shown:
+            from pysm_vae.figures import sky_figure
+
+            with atomic_write(picture) as partial:
+                sky_figure(model, channel, maps, target, title=f"{preset}, seed {seed}").savefig(
+                    partial, format="png", dpi=150
+                )
+        if progress is not None:
+            progress("channels", k + 1, len(channels))
+    return expected
+
+
+def _parameters(
+    preset: str, template: str | Path | u.Quantity | None, weights: str | Path | None, seed: int
+) -> dict[str, Any]:
+    """What VAEDust is made with: the preset's values, unless others are given."""
+    known = presets()
+    if preset not in known:
+        raise ValueError(f"no preset {preset!r} in this package: there is {', '.join(known)}")
+    parameters = {**known[preset], "seed": seed}
+    del parameters["class"]
+    for name, value in (("template", template), ("weights", weights)):
+        if value is not None:
+            parameters[name] = value
+    return parameters
+
+
+def _unit(unit: str | u.UnitBase) -> u.UnitBase:
+    try:
+        target = u.Unit(unit)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"unit {unit!r} is not known: give uK_CMB, uK_RJ, K_CMB, MJy/sr or the like"
+        ) from error
+    # Astropy lets a plain kelvin pass for a brightness temperature of either kind.
+    if target.physical_type == "temperature":
+        raise ValueError(f"unit {str(unit)!r}: say which kelvin, {unit}_CMB or {unit}_RJ")
+    return target
+
+
+def _check_targets(paths: list[Path], overwrite: bool) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{str(path)!r} is a folder: move it, or name another --out")
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise FileExistsError(
+            f"{str(there[0])!r}{more} exist already: name another folder, or replace them with "
+            "overwrite=True (--overwrite)"
+        )
+
+
+def _check_space(folder: Path, nside: int, channels: int, figure: bool) -> None:
+    pixels = 3 * hp.nside2npix(nside) * np.dtype(np.float32).itemsize
+    needed = channels * (pixels + _HEADERS) + (_PICTURE if figure else 0)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{channels} maps of nside {nside} need {needed / 1e6:.0f} MB in {str(folder)!r}, "
+            f"which has {free / 1e6:.0f} MB left: free some space, or name another folder",
+        )
+
+
+def _write(path: Path, maps: np.ndarray, cards: list[tuple], unit: u.UnitBase) -> None:
+    with atomic_write(path) as partial:
+        hp.write_map(
+            partial,
+            maps,
+            dtype=np.float32,
+            coord="G",
+            column_units=_fits_unit(unit),
+            extra_header=cards,
+            # It is the temporary file, which exists.
+            overwrite=True,
+        )
+
+
+def _fits_unit(unit: u.UnitBase) -> str:
+    """The unit as the FITS standard writes it; it knows no K_CMB, which is left as it is."""
+    try:
+        return unit.to_string("fits")
+    except ValueError:
+        return str(unit)
+
+
+def _cards(model: VAEDust, channel: Channel, preset: str) -> list[tuple]:
+    """Header cards that say what a file is and how to make it again."""
+    nu = channel.freqs.to_value(u.GHz)
+    cards: list[tuple] = [
+        ("POLAR", True, "I, Q, U"),
+        ("POLCCONV", "COSMO", "polarisation convention (HEALPix)"),
+        ("FREQ", channel.centre, "[GHz] frequency, or mean under the bandpass"),
+        ("BANDPASS", channel.kind, "weights in power units (Jy/sr)"),
+    ]
+    if len(nu) > 1:
+        cards += [
+            ("FREQLOW", float(nu[0]), "[GHz] lowest frequency of the bandpass"),
+            ("FREQHIGH", float(nu[-1]), "[GHz] highest frequency of the bandpass"),
+            ("FREQNUM", len(nu), "frequencies integrated over"),
+        ]
+    if channel.source:
+        cards.append(("BANDFILE", _ascii(channel.source)))
+    cards += [
+        ("PRESET", preset, "pysm_vae preset"),
+        ("SEED", model.seed, "seed of the small scales"),
+        ("TEMPLATE", _ascii(model.template.name)),
+        ("WEIGHTS", _ascii(model.generator.name)),
+        # It fills the card: a comment would not fit.
+        ("WSHA256", model.generator.sha256),
+        ("FREQREF", model.freq_ref_I.to_value(u.GHz), "[GHz] reference of the modified blackbody"),
+        ("LMAX", math.floor(model.small.lmax), "small scales reach this multipole"),
+    ]
+    for key, value, comment in (
+        ("DUSTBETA", model.mbb_index, "spectral index"),
+        ("DUSTTEMP", model.mbb_temperature, "[K] dust temperature"),
+    ):
+        cards.append((key, float(value.value) if value.isscalar else "map", comment))
+    cards.append(("CREATOR", f"pysm_vae {version('pysm_vae')}"))
+    cards += [(key, version(package), f"version of {package}") for key, package in _VERSIONS.items()]
+    return cards
+
+
+def _ascii(text: str) -> str:
+    """Text for a FITS header, which holds ASCII alone."""
+    return text.encode("ascii", "replace").decode()
