@@ -385,6 +385,7 @@ def _cards(model: VAEDust, channel: Channel, preset: str) -> list[tuple]:
     """Header cards that say what a file is and how to make it again."""
     nu = channel.freqs.to_value(u.GHz)
     cards: list[tuple] = [
+        ("EXTNAME", "DUST", "I, Q, U of Galactic dust"),
         ("POLAR", True, "I, Q, U"),
         ("POLCCONV", "COSMO", "polarisation convention (HEALPix)"),
         ("FREQ", channel.centre, "[GHz] frequency, or mean under the bandpass"),
@@ -414,7 +415,9 @@ def _cards(model: VAEDust, channel: Channel, preset: str) -> list[tuple]:
     ):
         cards.append((key, float(value.value) if value.isscalar else "map", comment))
     cards.append(("CREATOR", f"pysm_vae {version('pysm_vae')}"))
-    cards += [(key, version(package), f"version of {package}") for key, package in _VERSIONS.items()]
+    cards += [
+        (key, version(package), f"version of {package}") for key, package in _VERSIONS.items()
+    ]
     return cards
 
 

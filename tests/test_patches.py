@@ -786,9 +786,26 @@ class TestSplit:
         assert all(all(flags) or not any(flags) for flags in where.values())
         assert sum(all(flags) for flags in where.values()) == 1
 
+    def test_excluding_the_common_sky_sets_the_rest_free(self, full_sky, field):
+        split = split_regions(
+            [full_sky, field], validation=["field:0"], test=["full:0"], exclude=["full:5"]
+        )
+        assert split.validation == ("field:0",)
+        assert split.test == ("full:0",)
+        left = {f"full:{k}" for k in (1, 2, 3, 4, 6, 7)} | {"field:1"}
+        assert set(split.train) == left
+        default = split_regions([full_sky, field], exclude=["full:5"])
+        assert sorted(default.train + default.validation + default.test) == sorted(
+            left | {"field:0", "full:0"}
+        )
+
     def test_errors(self, tmp_path, full_sky, field):
         with pytest.raises(ValueError, match=r"unknown:3.*not known"):
             split_regions([full_sky], validation=["unknown:3"])
+        with pytest.raises(ValueError, match=r"exclude regions.*unknown:3.*not known"):
+            split_regions([full_sky], exclude=["unknown:3"])
+        with pytest.raises(ValueError, match="excluded and in a part"):
+            split_regions([full_sky], validation=["full:1"], exclude=["full:1"])
         with pytest.raises(ValueError, match="in validation and in test"):
             split_regions([full_sky], validation=["full:1"], test=["full:1"])
         with pytest.raises(ValueError, match="2 separate regions"):

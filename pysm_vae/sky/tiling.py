@@ -49,8 +49,8 @@ import scipy.fft
 #: Pixels kept free around the widest window: two for the taps of the spline, two for the ringing
 #: of a spline whose patch is not periodic (it falls by 0.27 a pixel).
 MARGIN = 4
-#: Default overlap in units of the spacing of the tiles: 1.5° for the 7.33° of tile_nside 8.
-OVERLAP = 1.5 / 7.329037678543799
+#: Default overlap in units of the spacing of the tiles: 2.4° for the 7.33° of tile_nside 8.
+OVERLAP = 2.4 / 7.329037678543799
 #: The widest overlap in those units. The nine candidates of a pixel hold every tile of non-zero
 #: weight up to 0.65 (tile_nside 2), 0.51 (8), 0.47 (32), found by brute force; it falls slowly.
 MAX_OVERLAP = 0.4

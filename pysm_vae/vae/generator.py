@@ -149,8 +149,8 @@ class Generator:
             Patches in the network's own units: nearly zero mean and unit variance.
         """
         n = len(latents[0])
-        if coarse is not None and not self.conditional:
-            raise ValueError(f"weights {self.name!r} cannot be conditioned on a coarse map")
+        if coarse is not None:
+            self._check_conditional()
         inputs = [np.asarray(latent, np.float32) for latent in latents]
         if coarse is not None:
             inputs.append(np.asarray(coarse, np.float32))
@@ -198,6 +198,7 @@ class Generator:
         size = self.size if size is None else size
         shapes = self.latent_shapes(size)
         if coarse is not None:
+            self._check_conditional()
             coarse = np.asarray(coarse)
             if coarse.ndim != 3 or len(coarse) != n or coarse.shape[1] != coarse.shape[2]:
                 raise ValueError(
@@ -217,6 +218,13 @@ class Generator:
             return patches
         patches = patches - patches.mean(axis=(1, 2), keepdims=True)
         return patches / patches.std(axis=(1, 2), keepdims=True)
+
+    def _check_conditional(self) -> None:
+        if not self.conditional:
+            raise ValueError(
+                f"weights {self.name!r} cannot be conditioned on a coarse map: leave it out, or "
+                "use an 'octave' network"
+            )
 
     def _function(self, conditional: bool, beam: bool) -> Any:
         key = (conditional, beam)

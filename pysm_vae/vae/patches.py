@@ -454,7 +454,7 @@ def read_map(
     if min_latitude is not None and not 0 <= min_latitude < 90:
         raise ValueError(f"min_latitude={min_latitude!r}: give degrees from 0 to below 90.")
     if name is None:
-        name = re.sub(r"(\.(fits?|fz|gz))+$", "", path.name, flags=re.IGNORECASE)
+        name = map_name(path)
     raw = _read_fits(path, column=column, hdu=hdu)
     values = raw.values
     bad = ~np.isfinite(values) | (values <= _UNSEEN_LIMIT)
@@ -481,6 +481,11 @@ def read_map(
             values, nest=raw.nest, coord=raw.coord, name=name, min_latitude=min_latitude
         )
     return ImageSky(values, raw.wcs, name=name, min_latitude=min_latitude)
+
+
+def map_name(path: str | os.PathLike) -> str:
+    """Name of a map that is given none: its file's, without the suffixes."""
+    return re.sub(r"(\.(fits?|fz|gz))+$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 @dataclass
@@ -1304,6 +1309,7 @@ def split_regions(
     *,
     validation: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
 ) -> Split:
     """Share out the regions of some maps between training, validation and test.
 
@@ -1316,6 +1322,9 @@ def split_regions(
     validation, test : sequence of str, optional
         Names of regions. Default: chosen without chance, so that each has about 15 % of the area
         and every map keeps some of its regions for training where it can.
+    exclude : sequence of str
+        Names of regions that are to be in no part: where maps cover the same sky, leaving it out
+        of one of them keeps the regions around it apart.
 
     Returns
     -------
@@ -1336,7 +1345,7 @@ def split_regions(
             f"maps {[sky.name for sky in skies]} share a name: tell them apart with "
             "read_map(..., name=...)."
         )
-    for part, chosen in (("validation", validation), ("test", test)):
+    for part, chosen in (("validation", validation), ("test", test), ("exclude", exclude)):
         unknown = sorted(set(chosen or ()) - set(names))
         if unknown:
             raise ValueError(
@@ -1345,8 +1354,11 @@ def split_regions(
     both = sorted(set(validation or ()) & set(test or ()))
     if both:
         raise ValueError(f"regions {both} are in validation and in test: take them out of one.")
+    both = sorted(set(exclude) & {*(validation or ()), *(test or ())})
+    if both:
+        raise ValueError(f"regions {both} are excluded and in a part: take them out of one list.")
 
-    groups, areas = _overlapping_groups(skies)
+    groups, areas = _overlapping_groups(skies, exclude)
     chosen = {"validation": validation, "test": test}
     named = {name: part for part, given in chosen.items() for name in given or ()}
     empty = sorted(name for name in named if areas[name] == 0)
@@ -1403,8 +1415,13 @@ def _take_share(free: list[list[str]], areas: dict[str, float], spare: int) -> l
     return taken
 
 
-def _overlapping_groups(skies: Sequence[SkyMap]) -> tuple[list[list[str]], dict[str, float]]:
-    """Regions with valid sky, grouped if they overlap, and the area of all (square degrees)."""
+def _overlapping_groups(
+    skies: Sequence[SkyMap], exclude: Sequence[str]
+) -> tuple[list[list[str]], dict[str, float]]:
+    """Regions with valid sky, grouped if they overlap, and the area of all (square degrees).
+
+    Excluded regions have none.
+    """
     names = [name for sky in skies for name in sky.region_names]
     pixels, owners, first = [], [], 0
     for sky in skies:
@@ -1415,7 +1432,8 @@ def _overlapping_groups(skies: Sequence[SkyMap]) -> tuple[list[list[str]], dict[
         else:
             here = np.arange(hp.nside2npix(_CENSUS_NSIDE))
         values, labels = sky.sample_region(*hp.pix2ang(_CENSUS_NSIDE, here, lonlat=True))
-        valid = np.isfinite(values) & (labels >= 0)
+        out = [k for k, name in enumerate(sky.region_names) if name in exclude]
+        valid = np.isfinite(values) & (labels >= 0) & ~np.isin(labels, out)
         pixels.append(here[valid])
         owners.append(labels[valid] + first)
         first += len(sky.region_names)

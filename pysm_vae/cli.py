@@ -1,0 +1,535 @@
+"""The command ``pysm-vae``. Thin: each subcommand reads its options and calls one function.
+
+The rooms are imported inside the subcommands, so that ``--help`` does not wait for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pysm_vae.simulate import Progress
+    from pysm_vae.vae.training import TrainingConfig, TrainingMap
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Non-Gaussian Galactic dust for PySM 3, learned from Planck.",
+    epilog="Start with: `pysm-vae simulate --nside 128 --freq 353 --out maps`. "
+    "Each command has its own --help.",
+)
+
+# Bad arguments and inputs; whatever else goes wrong exits with 1.
+_BAD_INPUT = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+#: What works for each architecture; options of the command take the place of these.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "octave": {
+        "size": 64,
+        "zoom": 1.2,
+        "patches": 8000,
+        "epochs": 30,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "beta_1": 0.9,
+        "kl_warmup": 3,
+        "patience": 30,
+    },
+    "thorne2021": {
+        "size": 128,
+        "patches": 4000,
+        "epochs": 40,
+        "batch_size": 16,
+        "learning_rate": 5e-4,
+        "beta_1": 0.5,
+        "kl_warmup": 5,
+        "patience": 8,
+    },
+}
+
+# Half the beam of Planck's dust maps; finer pixels would hold nothing but the beam.
+_PIXEL_SIZE = 2.5
+
+
+class Architecture(str, Enum):
+    """The networks that can be trained."""
+
+    octave = "octave"
+    thorne2021 = "thorne2021"
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one readable line and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known = isinstance(error, (*_BAD_INPUT, OSError))
+        text = _one_line(error)
+        if not known:
+            text = f"{type(error).__name__}: {text} (--debug shows where)"
+        typer.echo(f"pysm-vae: error: {text}", err=True)
+        raise typer.Exit(2 if isinstance(error, _BAD_INPUT) else 1) from None
+
+
+@contextmanager
+def _without_native_notes(debug: bool) -> Iterator[None]:
+    """Keep TensorFlow's start-up notes away from the terminal.
+
+    Its libraries write them straight to file descriptor 2, and no setting silences all of them.
+    What Python writes to standard error still gets there; with ``debug`` everything does.
+    """
+    if debug:
+        yield
+        return
+    shown = sys.stderr
+    shown.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as sink, os.fdopen(os.dup(2), "w", buffering=1) as real:
+        if shown is sys.__stderr__:
+            sys.stderr = real
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            sys.stderr = shown
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {str(error.filename)!r}" if error.filename else ""
+        text = f"{error.strerror}{name}"
+        if error.errno == errno.ENOSPC and error.filename:
+            text += " (free some space, or name another folder)"
+    return " ".join(text.split())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pysm-vae {version('pysm_vae')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Non-Gaussian Galactic dust for PySM 3, learned from Planck."""
+
+
+@app.command()
+def simulate(
+    nside: Annotated[int, typer.Option(help="HEALPix resolution, a power of two.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to; made if need be.")],
+    freq: Annotated[
+        list[float] | None, typer.Option(help="Frequency in GHz. Repeat for more maps.")
+    ] = None,
+    band: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LOW:HIGH", help="Top-hat bandpass in GHz. Repeat for more."),
+    ] = None,
+    bandpass: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text file of a bandpass: GHz and weight (power, Jy/sr) in two columns, # for "
+            "comments. Repeat for more."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which sky.")] = 0,
+    unit: Annotated[
+        str, typer.Option(help="uK_CMB, uK_RJ, K_CMB, MJy/sr, or what else PySM converts to.")
+    ] = "uK_CMB",
+    preset: Annotated[
+        str, typer.Option(help="vae0: offline; vae1: on PySM's d10 (fetched once by PySM).")
+    ] = "vae0",
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Large scales, in place of the preset's: embedded, a PySM dust preset such as "
+            "d10, or a FITS file of I, Q, U."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Network, in place of the preset's: octave, thorne2021, or the .json card of "
+            "your own training."
+        ),
+    ] = None,
+    figure: Annotated[bool, typer.Option(help="Also draw a picture.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there already.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Make maps of I, Q and U, and a picture of them.
+
+    One HEALPix FITS file (RING, Galactic, COSMO convention) a channel, that
+    `healpy.read_map(file, field=(0, 1, 2))` reads. The seed, the weights' hash and the versions are
+    in its header. The same seed gives the same sky at every nside, frequency and unit.
+
+    Three frequencies; then a top-hat band and one from a table:
+
+    `pysm-vae simulate --nside 128 --freq 95 --freq 150 --freq 353 --seed 7 --out maps`
+
+    `pysm-vae simulate --nside 512 --band 140:160 --bandpass detector.txt --unit K_CMB --out maps`
+    """
+    with _reported(debug):
+        from pysm_vae.simulate import Channel
+        from pysm_vae.simulate import simulate as make_maps
+
+        channels = [Channel.at(f) for f in freq or ()]
+        channels += [Channel.top_hat(*parse_band(text)) for text in band or ()]
+        channels += [Channel.from_file(path) for path in bandpass or ()]
+        if not channels:
+            raise ValueError("nothing to map: give --freq, --band or --bandpass at least once")
+        with _without_native_notes(debug), _progress() as progress:
+            files = make_maps(
+                out,
+                nside=nside,
+                channels=channels,
+                preset=preset,
+                template=template,
+                weights=weights,
+                seed=seed,
+                unit=unit,
+                figure=figure,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        for file in files:
+            typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def train(
+    maps: Annotated[
+        list[str],
+        typer.Option(
+            "--map",
+            metavar="FILE[@PIXEL[+FWHM]]",
+            help="Map to learn from: HEALPix, or an image with a celestial WCS. PIXEL: arcmin a "
+            "pixel of its patches (about half the beam; default: 2.5, or the map's own pixels if "
+            "they are coarser). FWHM: smooth it first, arcmin. Repeat for more maps, or for one "
+            "map at several scales.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the weights and their card.")],
+    architecture: Annotated[Architecture, typer.Option(help="The network.")] = Architecture.octave,
+    size: Annotated[
+        int | None,
+        typer.Option(min=16, help="Pixels a side of a patch, in 16s [64; thorne2021: 128]."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the patches [30; thorne2021: 40].")
+    ] = None,
+    patches: Annotated[
+        int | None, typer.Option(min=1, help="Training patches [8000; thorne2021: 4000].")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Patches a step [16].")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Adam's, at the start [0.001; thorne2021: 0.0005].")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of patches, weights and draws.")] = 0,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REGION",
+            help="Sky to validate on, such as taurus:1; the default is chosen for you. A HEALPix "
+            "map has regions :0 to :7 (octants), an image :0 and :1 (halves).",
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGION", help="Sky to keep for tests; 'none' keeps none."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REGION",
+            help="Sky to leave out, for instance because another map covers it.",
+        ),
+    ] = None,
+    min_latitude: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=89, help="Leave out smaller Galactic latitudes of HEALPix maps, degrees."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a network on your own maps.
+
+    Sky is split by region into training, validation and test; no two parts share any. A run that
+    was killed goes on where it was when the same command is given again.
+
+    `pysm-vae train --map gnilc.fits@2.5 --map gnilc.fits@5+10 --min-latitude 15 --out mine`
+
+    Then make maps with `pysm-vae simulate --weights mine/octave.json` and the other options, or
+    `VAEDust(weights="mine/octave.json")` in Python.
+    """
+    with _reported(debug):
+        with _without_native_notes(debug):
+            from pysm_vae.vae.training import train as run_training
+        from pysm_vae.vae.patches import split_regions
+
+        config = training_config(
+            architecture.value,
+            size=size,
+            epochs=epochs,
+            patches=patches,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        skies = training_maps([parse_map(text) for text in maps], min_latitude=min_latitude)
+        split = split_regions(
+            [each.sky for each in skies],
+            validation=validation,
+            test=() if test == ["none"] else test,
+            exclude=exclude or (),
+        )
+        for part in ("train", "validation", "test"):
+            typer.echo(f"{part}: {', '.join(getattr(split, part)) or 'none'}")
+        card = run_training(
+            skies, split, out, config, tensorboard=tensorboard, progress=_on_terminal()
+        )
+        typer.echo(f"card: {card}")
+        typer.echo(f'in Python: pysm_vae.VAEDust(nside=128, weights="{card}")')
+        typer.echo(
+            f"in the shell: pysm-vae simulate --nside 128 --freq 353 --weights {card} --out maps"
+        )
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="What to fetch; gnilc-545 is what the paper used.")],
+    folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("."),
+    debug: Debug = False,
+) -> None:
+    """Fetch a public map to train on; a broken download goes on where it stopped.
+
+    `pysm-vae download gnilc-545`
+    """
+    with _reported(debug):
+        from pysm_vae.vae.download import download as fetch
+
+        typer.echo(fetch(name, folder, progress=_on_terminal()))
+
+
+@app.command()
+def info(debug: Debug = False) -> None:
+    """Show versions, shipped weights, presets, and where things are."""
+    with _reported(debug):
+        typer.echo(describe_installation())
+
+
+def parse_band(text: str) -> tuple[float, float]:
+    """Edges of a top-hat, GHz, from ``LOW:HIGH``."""
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise ValueError(f"band {text!r} is not LOW:HIGH in GHz, such as 140:160") from error
+    return low, high
+
+
+@dataclass(frozen=True)
+class MapArgument:
+    """What ``--map FILE[@PIXEL[+FWHM]]`` says: a path, and two sizes in arcmin or None."""
+
+    path: Path
+    pixel_size: float | None = None
+    fwhm: float | None = None
+
+
+def parse_map(text: str) -> MapArgument:
+    """Read ``FILE[@PIXEL[+FWHM]]``.
+
+    Raises
+    ------
+    ValueError
+        If what follows the last @ is not one or two positive sizes and is not part of the name of
+        a file that is there.
+    """
+    file, at, sizes = text.rpartition("@")
+    if not at or Path(text).is_file():
+        return MapArgument(Path(text))
+    try:
+        numbers = [float(part) for part in sizes.split("+")]
+    except ValueError:
+        numbers = []
+    if not file or len(numbers) not in (1, 2) or not all(0 < n < float("inf") for n in numbers):
+        raise ValueError(
+            f"map {text!r} is not FILE[@PIXEL[+FWHM]] with sizes in arcmin, such as "
+            "taurus.fits@2.5 or taurus.fits@5+10"
+        )
+    return MapArgument(Path(file), *numbers)
+
+
+def training_maps(
+    arguments: Sequence[MapArgument], *, min_latitude: float | None = None
+) -> list[TrainingMap]:
+    """Read maps to train on.
+
+    Parameters
+    ----------
+    arguments : sequence of MapArgument
+        The files, and the sizes asked for.
+    min_latitude : float, optional
+        Leave out smaller Galactic latitudes of HEALPix maps, degrees. Images are fields that
+        somebody has chosen, and kept whole.
+
+    Returns
+    -------
+    list of TrainingMap
+        Named by their files; those of one file name by their pixel sizes, too.
+    """
+    from pysm_vae.vae.patches import map_name, read_map
+    from pysm_vae.vae.training import TrainingMap
+
+    count = Counter(map_name(each.path) for each in arguments)
+    taken: set[str] = set()
+    maps = []
+    for each in arguments:
+        name = map_name(each.path)
+        if count[name] > 1:
+            size = "own" if each.pixel_size is None else f"{each.pixel_size:g}arcmin"
+            name = f"{name}_{size}"
+        if name in taken:
+            raise ValueError(
+                f"two maps would both be called {name!r}: give each file at a pixel size only once"
+            )
+        taken.add(name)
+        sky = read_map(each.path, fwhm=each.fwhm, name=name)
+        if sky.kind == "healpix":
+            sky.min_latitude = min_latitude
+        maps.append(
+            TrainingMap(
+                sky,
+                each.pixel_size or max(_PIXEL_SIZE, sky.resolution),
+                each.path,
+                each.fwhm,
+            )
+        )
+    return maps
+
+
+def training_config(architecture: str, **options: Any) -> TrainingConfig:
+    """Configuration of a training run: the architecture's defaults and what is not None."""
+    from pysm_vae.vae.training import TrainingConfig
+
+    chosen = DEFAULTS[architecture] | {k: v for k, v in options.items() if v is not None}
+    if not 0 < chosen["learning_rate"] < 1:
+        raise ValueError(f"learning rate {chosen['learning_rate']:g} must lie between 0 and 1")
+    if chosen["size"] % 16:
+        raise ValueError(f"patch size {chosen['size']} must be a multiple of 16")
+    # The best weights are sought after the warm-up, so a short run needs a shorter one.
+    chosen["kl_warmup"] = min(chosen["kl_warmup"], chosen["epochs"] - 1)
+    return TrainingConfig(architecture=architecture, **chosen)
+
+
+def describe_installation() -> str:
+    """Versions, shipped weights, presets and data sets, as lines of text."""
+    from pysm_vae.files import data_path
+    from pysm_vae.registration import presets
+    from pysm_vae.vae.download import DATASETS
+    from pysm_vae.vae.generator import SHIPPED_WEIGHTS, load_generator
+
+    packages = ("pysm_vae", "pysm3", "healpy", "numpy", "keras", "tensorflow")
+    lines = ["versions: " + ", ".join(f"{p} {version(p)}" for p in packages)]
+    lines.append(f"shipped data: {data_path('template.npz').parent}")
+    lines.append(f"PYSM_LOCAL_DATA: {os.environ.get('PYSM_LOCAL_DATA', 'not set')}")
+    lines.append("weights:")
+    for name in SHIPPED_WEIGHTS:
+        try:
+            card = load_generator(name).card
+        except FileNotFoundError:
+            lines.append(f"  {name}: not in this installation")
+            continue
+        lines.append(
+            f"  {name}: patches of {card['size']} pixels of {card['pixel_size_arcmin']:g} arcmin, "
+            f"sha256 {card['sha256'][:12]}"
+        )
+        if "maps" in card:
+            trained = ", ".join(dict.fromkeys(each["name"] for each in card["maps"]))
+            epochs = len(card["history"].get("loss", ()))
+            lines.append(
+                f"    trained on {trained}; {card['training_patches']} patches, {epochs} epochs, "
+                f"seed {card['seed']}"
+            )
+    lines.append("presets:")
+    for name, preset in presets().items():
+        settings = ", ".join(f"{k} = {v!r}" for k, v in preset.items() if k != "class")
+        lines.append(f"  {name}: {settings}")
+    lines.append("maps to train on (pysm-vae download NAME):")
+    lines += [f"  {name}: {dataset.description}" for name, dataset in DATASETS.items()]
+    return "\n".join(lines)
+
+
+def _on_terminal() -> bool:
+    from rich.console import Console
+
+    return Console(stderr=True).is_terminal
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """Bars on a terminal, and nothing elsewhere."""
+    if not _on_terminal():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    labels = {"tiles": "drawing the sky", "channels": "writing maps"}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {what: bars.add_task(text, total=None) for what, text in labels.items()}
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,306 @@
+"""The command as its user meets it: options, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import healpy as hp
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
+from typer.testing import CliRunner
+
+import pysm_vae.simulate
+import pysm_vae.vae.download
+from pysm_vae.cli import (
+    MapArgument,
+    app,
+    parse_band,
+    parse_map,
+    training_config,
+    training_maps,
+)
+
+BASE = ("simulate", "--nside", "16", "--freq", "353")
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def refused(*args: object, code: int = 2) -> str:
+    """The one line that a failing command says."""
+    result = run(*args)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("pysm-vae: error: ")
+    return line
+
+
+@pytest.fixture
+def no_draw(monkeypatch) -> None:
+    """Bad input must be found before the sky is drawn."""
+
+    def drawn(*args, **kwargs):
+        raise AssertionError("the sky was drawn")
+
+    monkeypatch.setattr(pysm_vae.simulate, "VAEDust", drawn)
+
+
+def write_image(path: Path, *, lon: float = 40.0, n: int = 96) -> Path:
+    """A field of smooth random log-intensity, 96 pixels of 5 arcmin."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["GLON-TAN", "GLAT-TAN"]
+    wcs.wcs.crval = [lon, 30.0]
+    wcs.wcs.crpix = [(n + 1) / 2] * 2
+    wcs.wcs.cdelt = [-5 / 60, 5 / 60]
+    rng = np.random.default_rng(3)
+    k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :])
+    k[0, 0] = np.inf
+    waves = np.fft.rfft2(rng.standard_normal((n, n))) * k**-1.5
+    field = np.fft.irfft2(waves, s=(n, n))
+    hdu = fits.PrimaryHDU(np.exp(field / field.std()).astype(np.float32), wcs.to_header())
+    hdu.header["BUNIT"] = "MJy/sr"
+    hdu.writeto(path)
+    return path
+
+
+class TestHelp:
+    def test_quick_and_light(self):
+        """The time of a process on its own, which imports PySM but no network."""
+        code = (
+            "import sys; from pysm_vae.cli import app; app(['--help'], standalone_mode=False);"
+            "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+        )
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        # Two seconds on a quiet machine; room for a busy one.
+        assert time.perf_counter() - start < 15
+        for command in ("simulate", "train", "download", "info"):
+            assert command in done.stdout
+
+    @pytest.mark.parametrize("command", ["simulate", "train", "download", "info"])
+    def test_each_has_an_example_or_says_what_it_shows(self, command):
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert f"pysm-vae {command}" in result.stdout or command == "info"
+
+    def test_version(self):
+        assert run("--version").stdout == f"pysm-vae {pysm_vae.__version__}\n"
+
+    def test_info(self):
+        result = run("info")
+        assert result.exit_code == 0
+        for text in ("pysm3 ", "octave", "vae0", "gnilc-545", "shipped data"):
+            assert text in result.stdout
+
+
+class TestSimulate:
+    def test_maps(self, tmp_path):
+        """One real run, with a name for the weights in place of the preset's."""
+        out = tmp_path / "a" / "maps"
+        result = run(*BASE, "--band", "140:160", "--seed", "7", "--weights", "octave", "--out", out)
+        assert result.exit_code == 0, result.output
+        assert result.stderr == ""
+        names = [
+            "vae0_353GHz_nside16_seed7.fits",
+            "vae0_band140-160GHz_nside16_seed7.fits",
+            "vae0_nside16_seed7.png",
+        ]
+        lines = result.stdout.splitlines()
+        assert [Path(line.split(" (")[0]).name for line in lines] == names
+        assert sorted(f.name for f in out.iterdir()) == names
+        maps, header = hp.read_map(out / names[0], field=(0, 1, 2), h=True)
+        header = dict(header)
+        assert (header["SEED"], header["WEIGHTS"], header["TUNIT1"]) == (7, "octave", "uK_CMB")
+        assert maps.shape == (3, 12 * 16**2)
+        assert np.isfinite(maps).all()
+        assert (maps[0] > np.hypot(maps[1], maps[2])).all()
+
+    @pytest.mark.usefixtures("no_draw")
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ((*BASE, "--unit", "parrot"), "unit 'parrot' is not known"),
+            ((*BASE, "--unit", "K"), "K_CMB or K_RJ"),
+            ((*BASE, "--preset", "d10"), "no preset 'd10'"),
+            ((*BASE, "--freq", "353"), "give each only once"),
+            ((*BASE, "--freq", "-3"), "finite and positive"),
+            ((*BASE, "--freq", "nan"), "finite and positive"),
+            ((*BASE, "--band", "160:140"), "must rise"),
+            ((*BASE, "--band", "140-160"), "LOW:HIGH"),
+            ((*BASE, "--bandpass", "none.txt"), "no such file"),
+            (("simulate", "--nside", "100", "--freq", "353"), "power of two"),
+            (("simulate", "--nside", "16"), "--freq, --band or --bandpass"),
+        ],
+    )
+    def test_bad_options(self, tmp_path, args, message):
+        assert message in refused(*args, "--out", tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("--template", "d99"), "template 'd99'"),
+            (("--template", "none.fits"), "no such file"),
+            (("--weights", "none.json"), "none.json"),
+        ],
+    )
+    def test_bad_inputs_of_the_sky(self, tmp_path, args, message):
+        assert message in refused(*BASE, *args, "--out", tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("args", [("--freq", "x"), ("--seed", "-1"), ("--parrot",)])
+    def test_usage(self, tmp_path, args):
+        assert run(*BASE, *args, "--out", tmp_path).exit_code == 2
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.usefixtures("no_draw")
+    def test_outputs_in_the_way(self, tmp_path):
+        there = tmp_path / "vae0_353GHz_nside16_seed0.fits"
+        there.touch()
+        assert "--overwrite" in refused(*BASE, "--out", tmp_path)
+        assert "file of that name is in the way" in refused(*BASE, "--out", there)
+
+    @pytest.mark.usefixtures("no_draw")
+    def test_debug_shows_the_traceback(self, tmp_path):
+        result = run(*BASE, "--unit", "parrot", "--debug", "--out", tmp_path)
+        assert result.exit_code == 2
+        assert "Traceback" in result.stderr
+
+    @pytest.mark.usefixtures("no_draw")
+    def test_other_failures(self, tmp_path):
+        """What nobody foresaw (here the assertion of no_draw) exits with 1 and says what it was."""
+        line = refused(*BASE, "--out", tmp_path, code=1)
+        assert "AssertionError: the sky was drawn" in line
+        assert "--debug" in line
+
+    def test_disk_full(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            pysm_vae.simulate.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})
+        )
+        assert "free some space" in refused(*BASE, "--out", tmp_path, code=1)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestParse:
+    def test_band(self):
+        assert parse_band("140:160.5") == (140, 160.5)
+
+    def test_map(self, tmp_path):
+        assert parse_map("a.fits") == MapArgument(Path("a.fits"))
+        assert parse_map("x/a.fits@2.5") == MapArgument(Path("x/a.fits"), 2.5)
+        assert parse_map("a@b.fits@5+10") == MapArgument(Path("a@b.fits"), 5.0, 10.0)
+        odd = tmp_path / "map@2"
+        odd.touch()
+        assert parse_map(str(odd)) == MapArgument(odd)
+
+    @pytest.mark.parametrize("text", ["a@", "a@x", "a@-2", "a@2+", "a@2+3+4", "a@nan", "@2"])
+    def test_bad_map(self, text):
+        with pytest.raises(ValueError, match="FILE"):
+            parse_map(text)
+
+    def test_config(self):
+        octave = training_config("octave", size=None, epochs=2, seed=5)
+        assert (octave.size, octave.epochs, octave.seed, octave.zoom) == (64, 2, 5, 1.2)
+        # Weights are kept from the first epoch after the warm-up on.
+        assert octave.kl_warmup == 1
+        paper = training_config("thorne2021", learning_rate=1e-3)
+        assert (paper.size, paper.epochs, paper.beta_1) == (128, 40, 0.5)
+        assert (paper.learning_rate, paper.kl_warmup, paper.patience) == (1e-3, 5, 8)
+        with pytest.raises(ValueError, match="multiple of 16"):
+            training_config("octave", size=40)
+        with pytest.raises(ValueError, match="learning rate"):
+            training_config("octave", learning_rate=-1.0)
+
+
+class TestTrainingMaps:
+    def test_names_and_pixels(self, tmp_path):
+        one, two = write_image(tmp_path / "one.fits"), write_image(tmp_path / "two.fits", lon=80)
+        maps = training_maps([MapArgument(one), MapArgument(two, 6.0), MapArgument(two, 12.0, 24)])
+        assert [m.sky.name for m in maps] == ["one", "two_6arcmin", "two_12arcmin"]
+        # The image's own pixels are coarser than 2.5 arcmin.
+        assert [m.pixel_size for m in maps] == pytest.approx([5, 6, 12], rel=1e-3)
+        assert [m.fwhm for m in maps] == [None, None, 24]
+        assert maps[2].sky.region_names == ("two_12arcmin:0", "two_12arcmin:1")
+        with pytest.raises(ValueError, match=r"'one_6arcmin'.*only once"):
+            training_maps([MapArgument(one, 6.0), MapArgument(one, 6.0)])
+
+    def test_latitude_is_for_healpix(self, tmp_path):
+        sky = tmp_path / "sky.fits"
+        hp.write_map(sky, np.ones(12 * 16**2), coord="G", column_units="MJy/sr", dtype=np.float32)
+        maps = training_maps(
+            [MapArgument(sky), MapArgument(write_image(tmp_path / "field.fits"))], min_latitude=40
+        )
+        assert np.isnan(maps[0].sky.sample(0, 30))
+        assert np.isfinite(maps[0].sky.sample(0, 50))
+        assert np.isfinite(maps[1].sky.sample(40, 30))
+        assert maps[0].pixel_size == pytest.approx(hp.nside2resol(16, arcmin=True))
+
+
+class TestTrain:
+    def test_one_epoch(self, tmp_path):
+        field = write_image(tmp_path / "field.fits")
+        out = tmp_path / "mine"
+        result = run(
+            "train", "--map", f"{field}@5", "--out", out, "--architecture", "thorne2021",
+            "--size", 16, "--epochs", 1, "--patches", 32, "--validation", "field:1",
+            "--test", "none",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        card = out / "thorne2021.json"
+        assert f'VAEDust(nside=128, weights="{card}")' in result.stdout
+        assert "validation: field:1\ntest: none\n" in result.stdout
+        made = json.loads(card.read_text())
+        assert made["config"]["epochs"] == 1
+        assert made["split"] == {"train": ["field:0"], "validation": ["field:1"], "test": []}
+        assert made["maps"][0]["pixel_size_arcmin"] == 5
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("--map", "none.fits"), "does not exist"),
+            (("--map", "none.fits@x"), "FILE[@PIXEL[+FWHM]]"),
+            (("--map", "FIELD"), "2 separate regions"),
+            (("--map", "FIELD", "--validation", "parrot:1"), "parrot:1"),
+            (("--map", "FIELD", "--exclude", "parrot:1"), "parrot:1"),
+            (("--map", "FIELD", "--size", 40), "multiple of 16"),
+        ],
+    )
+    def test_refused(self, tmp_path, args, message):
+        field = write_image(tmp_path / "field.fits")
+        args = [field if a == "FIELD" else a for a in args]
+        out = tmp_path / "mine"
+        assert message in refused("train", "--out", out, *args)
+        assert not out.exists()
+
+
+class TestDownload:
+    def test_unknown(self, tmp_path):
+        assert "there is gnilc-545" in refused("download", "parrot", "--folder", tmp_path)
+
+    def test_folder_is_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        line = refused("download", "gnilc-545", "--folder", tmp_path / "file")
+        assert "in the way" in line
+
+    def test_no_server(self, tmp_path, monkeypatch):
+        dataset = pysm_vae.vae.download.Dataset("a.fits", "http://127.0.0.1:9/a.fits", "nothing")
+        monkeypatch.setitem(pysm_vae.vae.download.DATASETS, "gnilc-545", dataset)
+        line = refused("download", "gnilc-545", "--folder", tmp_path, code=1)
+        assert "127.0.0.1:9" in line
+        assert "resumes" in line
+
+    def test_there_already(self, tmp_path):
+        name = pysm_vae.vae.download.DATASETS["gnilc-545"].file
+        (tmp_path / name).write_bytes(b"all of it")
+        result = run("download", "gnilc-545", "--folder", tmp_path)
+        assert result.exit_code == 0
+        assert result.stdout.strip() == str(tmp_path / name)
