@@ -1,7 +1,5 @@
 """``VAEDust``, the PySM component: the only room that knows PySM's class contract."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -16,6 +16,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import AsinhNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.ticker import MaxNLocator
 
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import from_log_pol_tens
@@ -170,7 +171,7 @@ def _draw_fields(
             axis.tick_params(labelsize=11)
             axis.set_xlabel("degrees east", fontsize=12)
         text = label if name == "I" else rf"$P = \sqrt{{Q^2 + U^2}}$, {label}"
-        _colour_bar(list(pair), shown, text)
+        _colour_bar(list(pair), shown, text).locator = MaxNLocator(6)
     axes[0].set_ylabel("degrees north", fontsize=12)
 
 

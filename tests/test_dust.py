@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import subprocess
 import sys
 
@@ -194,11 +195,9 @@ def test_large_scales_are_the_templates(skies, template):
     want = hp.map2alm(template, lmax=40, iter=3)
     for sky in skies:
         got = hp.map2alm(reference(sky), lmax=40, iter=3)
-        for field, (a, b) in enumerate(zip(got, want, strict=True)):
+        for a, b in zip(got, want, strict=True):
             power, expected = ((2 * ell + 1) * hp.alm2cl(x) for x in (a, b))
-            for low, high in ((2, 40), (2, 20), (20, 40)):
-                ratio = power[low:high].sum() / expected[low:high].sum()
-                assert ratio == pytest.approx(1, abs=0.012), (field, low, high)
+            assert power[2:].sum() == pytest.approx(expected[2:].sum(), rel=0.01)
         rest = (2 * ell + 1) * hp.alm2cl(got[0] - want[0])
         assert np.sqrt(rest[2:].sum() / ((2 * ell + 1) * hp.alm2cl(want[0]))[2:].sum()) < 0.01
 
@@ -209,7 +208,7 @@ def test_spectra_are_power_laws_through_the_split(skies):
     ell = np.arange(lmax + 1)
     edges = np.geomspace(60, lmax, 9).astype(int)
     centre, power = [], []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         weights = (2 * ell + 1)[low:high]
         centre.append(np.average(ell[low:high], weights=weights))
         d_ell = ell * (ell + 1) * cls / (2 * np.pi)
@@ -227,12 +226,13 @@ def test_spectra_are_power_laws_through_the_split(skies):
 
 
 def test_the_same_sky_at_another_nside(dust, skies):
+    """What both resolve is the same: patterns are cut before HEALPix would fold them back."""
     mask = latitude_mask(64)
-    coarse = hp.map2alm(reference(dust) * mask, lmax=100, iter=3)
-    fine = hp.ud_grade(reference(skies[0]), 64)
-    fine = hp.map2alm(fine * mask, lmax=100, iter=3)
+    coarse = hp.map2alm(reference(dust) * mask, lmax=128, iter=3)
+    fine = hp.map2alm(hp.ud_grade(reference(skies[0]), 64) * mask, lmax=128, iter=3)
     for a, b in zip(coarse, fine, strict=True):
         cross = hp.alm2cl(a, b)[60:] / np.sqrt(hp.alm2cl(a) * hp.alm2cl(b))[60:]
+        assert cross[:40].mean() > 0.99
         assert cross.mean() > 0.98
 
 

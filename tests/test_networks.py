@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from keras import ops
@@ -162,7 +164,7 @@ def test_thorne2021_is_the_papers_network():
     # convolutions with kernel 4, a 1 x 1 convolution, and four numbers a batch-normalised channel.
     channels = (32, 128, 64, 32, 16)
     expected = 256 * 8192 + 8192 + 16 + 1
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in itertools.pairwise(channels):
         expected += 16 * before * after + after + 4 * before
     assert network.decoder.count_params() == expected == 2_344_193
     assert network.latent_shapes(256) == [(256,)]

@@ -67,9 +67,14 @@ def finished(maps, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(out=out, path=card, card=json.loads(card.read_text()), seen=seen)
 
 
-def epochs_run(monkeypatch, kill=None) -> list[int]:
-    """Record the epochs that the next run starts; ``kill(epoch)`` may raise at their ends."""
+class KilledError(Exception):
+    pass
+
+
+def epochs_run(monkeypatch, kill_after: int | None = None) -> list[int]:
+    """Record the epochs that the next run starts; end it after one of them, ahead of its backup."""
     started: list[int] = []
+    files: list[keras.callbacks.CSVLogger] = []
     original = training._callbacks
 
     class Record(keras.callbacks.Callback):
@@ -77,28 +82,19 @@ def epochs_run(monkeypatch, kill=None) -> list[int]:
             started.append(epoch)
 
         def on_epoch_end(self, epoch, logs=None):
-            if kill is not None:
-                kill(epoch)
+            if epoch == kill_after:
+                # The system closes the files of a killed process.
+                files[0].csv_file.close()
+                raise KilledError
 
     def callbacks(*args):
-        # Before the backup, which is last: the worst moment.
         *others, backup = original(*args)
+        (record,) = (c for c in others if isinstance(c, keras.callbacks.CSVLogger))
+        files.append(record)
         return [*others, Record(), backup]
 
     monkeypatch.setattr(training, "_callbacks", callbacks)
     return started
-
-
-class KilledError(Exception):
-    pass
-
-
-def kill_after(last: int):
-    def kill(epoch: int) -> None:
-        if epoch == last:
-            raise KilledError
-
-    return kill
 
 
 def test_loss_falls(finished):
@@ -187,7 +183,7 @@ def test_other_run_in_the_folder(finished, maps):
 
 def test_resumes_after_a_kill(maps, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        started = epochs_run(patch, kill_after(1))
+        started = epochs_run(patch, kill_after=1)
         with pytest.raises(KilledError):
             train(maps, SPLIT, tmp_path, CONFIG, progress=False)
         assert started == [0, 1]
@@ -206,7 +202,7 @@ def test_resumes_after_a_kill(maps, tmp_path, monkeypatch):
 
 def test_killed_in_the_first_epoch_starts_anew(maps, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        epochs_run(patch, kill_after(0))
+        epochs_run(patch, kill_after=0)
         with pytest.raises(KilledError):
             train(maps, SPLIT, tmp_path, CONFIG, progress=False)
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2

@@ -31,6 +31,9 @@ class Chart:
         Pixels a side.
     width : float
         Side in radians.
+    lmax : float
+        Multipole from which patterns are cut, to nothing at 1.5 times it, where the chart itself
+        does not cut them before.
 
     Attributes
     ----------
@@ -38,7 +41,7 @@ class Chart:
         Multipole of each mode of the mirrored chart.
     """
 
-    def __init__(self, size: int, width: float) -> None:
+    def __init__(self, size: int, width: float, lmax: float = np.inf) -> None:
         self.size = size
         pixel = width / size
         ky = scipy.fft.fftfreq(2 * size)[:, None]
@@ -48,7 +51,8 @@ class Chart:
         frequency[0, 0] = 1.0
         self._number = frequency * size
         self.ell = 2 * np.pi * frequency / pixel
-        cut = np.clip((self.ell * pixel / np.pi - CUT[0]) / (CUT[1] - CUT[0]), 0, 1)
+        low, high = (min(CUT[0] * np.pi / pixel, lmax), min(CUT[1] * np.pi / pixel, 1.5 * lmax))
+        cut = np.clip((self.ell - low) / (high - low), 0, 1)
         response = np.outer(
             bspline_prefilter_response(scipy.fft.fftfreq(2 * size)),
             bspline_prefilter_response(scipy.fft.rfftfreq(2 * size)),

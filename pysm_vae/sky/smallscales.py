@@ -32,7 +32,8 @@ from pysm_vae.vae.generator import CHART_BLOCKS, Generator, draw_latents
 
 #: HEALPix resolution of the tiles: 768 tiles, 7.3 degrees apart.
 TILE_NSIDE = 8
-#: A chart is fine enough if it holds the power up to this multiple of nside.
+#: Patterns keep their spectrum up to this multiple of nside, and a chart is fine enough if it holds
+#: that. At 1.5 times it they have nothing left: HEALPix could not tell it from larger scales.
 BAND_LIMIT = 2.0
 #: Multipoles on which the excess of T's spectrum is measured, on the coarsest chart.
 EXCESS_ELL = (110.0, 480.0)
@@ -105,7 +106,7 @@ class SmallScales:
             self.crowding(large_scales[0]),
             self._coarsest,
         )
-        self._chart = Chart(self.size, self._width)
+        self._chart = Chart(self.size, self._width, BAND_LIMIT * nside)
         slopes = self.spectrum.slopes
         levels = calibrator.temperature()
         drawn, excess = power, np.ones_like
@@ -129,7 +130,7 @@ class SmallScales:
     @property
     def lmax(self) -> float:
         """Multipole up to which the patterns keep their spectrum."""
-        return CUT[0] * np.pi * self.size / self._width
+        return min(CUT[0] * np.pi * self.size / self._width, BAND_LIMIT * self.nside)
 
     def crowding(self, i: np.ndarray) -> np.ndarray:
         r"""Factor on the fluctuations where many clouds share a line of sight.
@@ -228,7 +229,8 @@ class SmallScales:
         The template lacks power above the split, and a network that is given too smooth a map draws
         too little for it; so the coarsest latents supply what the taper has taken.
         """
-        top = latents[0] @ np.asarray(self.generator.network.top_matrix(CHART_BLOCKS)).T
+        root = np.asarray(self.generator.network.top_matrix(CHART_BLOCKS))
+        top = latents[0][:, None] @ root.T
         top = top.reshape(-1, CHART_BLOCKS, CHART_BLOCKS)
         ell = np.pi / self._width * np.hypot(*np.indices(top.shape[1:]))
         lacking = np.sqrt(1 - handover(ell, *self.split) ** 2)

@@ -322,7 +322,8 @@ def detrend(patches: np.ndarray, degree: int = 3) -> np.ndarray:
     powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
     terms = np.array([np.outer(axis**i, axis**j).ravel() for i, j in powers])
     basis = np.linalg.qr(terms.T)[0].astype(patches.dtype)
-    flat = patches.reshape(-1, size * size)
+    # One product a patch: a product of them all would round each by how many there are.
+    flat = patches.reshape(-1, 1, size * size)
     return (flat - (flat @ basis) @ basis.T).reshape(patches.shape)
 
 

@@ -416,8 +416,9 @@ def _leakage(size: int, slope: float, n: int, rng: np.random.Generator) -> np.nd
     """
     box = 4 * size
     k = np.hypot(np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box)[None, :]) * size
-    k[0, 0] = np.inf
+    k[0, 0] = 1.0
     amplitude = k ** (0.5 * slope)
+    amplitude[0, 0] = 0.0  # patches lose their mean
     total = np.zeros(size // 2)
     quarters = 16
     for _ in range(-(-n // quarters)):
