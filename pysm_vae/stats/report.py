@@ -284,25 +284,29 @@ def evaluate(
         )
         thorne2021 = None
 
+    cut = []
+    for held in maps:
+        own = tuple(name for name in held.sky.region_names if name in regions)
+        if own:
+            patches = grid_patches(held.sky, size, held.pixel_size, regions=own)
+            if len(patches) < 2:
+                raise ValueError(
+                    f"only one patch of {size} pixels fits into {', '.join(own)}: at least two "
+                    "are needed. Take smaller patches."
+                )
+            real = _real_sets(held, patches, maps, regions, real_regions, size, notes)
+            cut.append((held, own, patches, real))
     # Samples do not depend on the map: all maps are compared with the same ones.
     drawn = {"samples": generator.sample(n, size, seed)}
     if thorne2021 is not None:
         drawn["thorne2021"] = thorne2021.sample(n, seed=seed)
     comparisons = []
-    for number, held in enumerate(m for m in maps if set(m.sky.region_names) & set(regions)):
-        own = tuple(name for name in held.sky.region_names if name in regions)
-        patches = grid_patches(held.sky, size, held.pixel_size, regions=own)
-        if len(patches) < 2:
-            raise ValueError(
-                f"only one patch of {size} pixels fits into {', '.join(own)}: at least two are "
-                "needed. Take smaller patches."
-            )
+    for number, (held, own, patches, real) in enumerate(cut):
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, number))))
         candidates = dict(drawn)
         if generator.conditional:
             candidates["conditional"] = _conditional(generator, patches.patches, n, seed)
         candidates["modulated_gaussian"] = _control(patches.patches, held.pixel_size, n, rng)
-        real = _real_sets(held, patches, maps, regions, real_regions, size, notes)
         options = _options(size, held.pixel_size)
         comparisons.append(
             Comparison(
@@ -557,7 +561,8 @@ def _options(size: int, pixel_size: float) -> dict[str, Any]:
     longest = min(_LONGEST_WAVE, _WAVE_OF_SIZE * size)
     octaves = math.floor(math.log2(longest / _SHORTEST_WAVE) + _MARGIN)
     edges = per_pixel * (1 + _MARGIN) / (_SHORTEST_WAVE * 2.0 ** np.arange(octaves, -1, -1))
-    lowest = per_pixel * (1 + _MARGIN) / (_WAVE_OF_SIZE * size)
+    # Minkowski functionals need 8 pixels that edges do not reach.
+    lowest = per_pixel * (1 + _MARGIN) / min(_WAVE_OF_SIZE * size, size - 8)
     return {
         "bands": list(itertools.pairwise(edges)),
         # ℓ = 200 is the field's choice; small patches cannot have it.

@@ -186,6 +186,8 @@ def train(
     network.load_weights(best)
 
     digest = save_weights(network, out / f"{name}.npz")
+    history = read_history(out / "history.csv")
+    compared = history["val_loss"][config.kl_warmup :]
     card = {
         "name": name,
         "architecture": config.architecture,
@@ -197,7 +199,8 @@ def train(
         **record,
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "history": read_history(out / "history.csv"),
+        "epoch": config.kl_warmup + 1 + int(np.argmin(compared)),
+        "history": history,
         "training_patches": len(training),
         "validation_patches": len(validation),
     }
