@@ -340,6 +340,65 @@ def train(
 
 
 @app.command()
+def evaluate(
+    maps: Annotated[
+        list[str],
+        typer.Option(
+            "--map",
+            metavar="FILE[@PIXEL[+FWHM]]",
+            help="A map of real dust, as in 'pysm-vae train'; repeatable.",
+        ),
+    ],
+    region: Annotated[
+        list[str],
+        typer.Option(metavar="REGION", help="Sky that the weights have never seen; repeatable."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of evaluation.json and evaluation.png.")],
+    weights: Annotated[
+        str, typer.Option(help="'default', 'octave', 'thorne2021', or the path of a model card.")
+    ] = "default",
+    samples: Annotated[int, typer.Option(min=2, help="Patches to draw.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples and controls.")] = 0,
+    min_latitude: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=89, help="Leave out smaller Galactic latitudes of HEALPix maps, degrees."
+        ),
+    ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card", help="Also write the figures on the card that --weights names, and its page."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a network's patches with real sky that it has never seen.
+
+    Beside them stand what makes a figure mean something: other regions of real sky, a Gaussian of
+    the same spectrum and modulation, and the network of the paper.
+
+    `pysm-vae evaluate --map chamaeleon.fits@2.5 --region chamaeleon:1 --out report`
+    """
+    with _reported(debug):
+        with _without_native_notes(debug):
+            from pysm_vae.stats.report import evaluate_to_folder
+        from rich.console import Console
+
+        from pysm_vae.vae.cards import add_held_out
+
+        if card and not Path(weights).is_file():
+            raise ValueError(f"--card needs the path of a model card as --weights, not {weights!r}")
+        skies = training_maps([parse_map(text) for text in maps], min_latitude=min_latitude)
+        result = evaluate_to_folder(weights, skies, region, out, n=samples, seed=seed)
+        Console(width=None if _on_terminal() else 120).print(result.table())
+        for note in result.notes:
+            typer.echo(note)
+        if card:
+            typer.echo(f"page: {add_held_out(Path(weights), result)}")
+
+
+@app.command()
 def download(
     name: Annotated[str, typer.Argument(help="What to fetch; gnilc-545 is what the paper used.")],
     folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("."),

@@ -117,7 +117,7 @@ class VAEDust(pysm3.Model):
         self.mbb_index = self._parameter("beta", beta, "", (-10.0, 10.0))
         self.mbb_temperature = self._parameter("temperature", temperature, "K", (0.0, 1000.0))
         self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
-        self.small = small = SmallScales(
+        small = SmallScales(
             generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
         )
         theta, phi = hp.pix2ang(nside, pixels)

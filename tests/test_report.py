@@ -77,8 +77,10 @@ def test_bad_generators_come_out_badly(maps, tmp_path, rng):
     comparison, blurred = judge(ndimage.gaussian_filter(good, (0, 1.5, 1.5)))
     assert blurred["spectrum"] > 3 * right["spectrum"]
     assert blurred["spectrum"] > 1.5
-    ratio = comparison.spectrum_ratio(comparison.candidates["samples"])["median"]
-    assert ratio[-1] < 0.3
+    # What is left of the finest bin is mostly what the taper of so small a patch leaks into it.
+    blur = comparison.spectrum_ratio(comparison.candidates["samples"])["median"] / ratio
+    assert blur[-1] < 0.5
+    assert blur[-1] < 0.6 * blur[0]
 
     _, noise = judge(rng.standard_normal(good.shape))
     assert noise["spectrum"] > 3 * right["spectrum"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pysm_vae.files import atomic_write
+
+if TYPE_CHECKING:
+    from pysm_vae.stats.report import Evaluation
 
 ORIGINS = {
     "planck_ebv_nside256.fits": (
@@ -85,6 +89,32 @@ def write_readable_card(card: dict[str, Any], path: str | Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def add_held_out(path: Path, evaluation: Evaluation) -> Path:
+    """Write an evaluation's figures on a card, and the card's readable page beside it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The card (``.json``).
+    evaluation : Evaluation
+        Of the card's weights, on sky that they never saw.
+
+    Returns
+    -------
+    pathlib.Path
+        The page (``.md``).
+    """
+    from pysm_vae.stats.report import figures_for_card
+
+    card = json.loads(path.read_text())
+    card["held_out"] = figures_for_card(evaluation)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(card, indent=1) + "\n")
+    page = path.with_suffix(".md")
+    write_readable_card(card, page)
+    return page
+
+
 def _page(card: dict[str, Any]) -> str:
     architecture, config, split = card["architecture"], card["config"], card["split"]
     origins = {m["file"]: ORIGINS.get(m["file"]) for m in card["maps"]}
@@ -129,7 +159,8 @@ def _page(card: dict[str, Any]) -> str:
             ("setting", "value"),
             [(k, f"{v}") for k, v in {**config, "network": card["network"]}.items()],
         ),
-        _history(card["history"], config["kl_warmup"]),
+        _history(card["history"], card["epoch"]),
+        *(f"{remark}\n" for remark in card.get("remarks", ())),
         "Versions: " + ", ".join(f"{k} {v}" for k, v in card["versions"].items()) + ".\n",
     ]
     if "held_out" in card:
@@ -147,15 +178,13 @@ def _page(card: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _history(history: dict[str, list[float]], warmup: int) -> str:
-    """Table of the first, best and last epoch; the best is the one whose weights were kept."""
-    losses = history["val_loss"]
-    best = min(range(min(warmup, len(losses) - 1), len(losses)), key=losses.__getitem__)
+def _history(history: dict[str, list[float]], epoch: int) -> str:
+    """Table of the first epoch, the one whose weights were kept (counted from 1), and the last."""
     columns = [name for name in history if name != "epoch"]
-    epochs = {"first": 0, "best": best, "last": len(losses) - 1}
+    epochs = {"first": 0, "kept": epoch - 1, "last": len(history["epoch"]) - 1}
     rows = [(name, *(f"{history[name][i]:.4g}" for i in epochs.values())) for name in columns]
     headings = [f"{label} (epoch {i + 1})" for label, i in epochs.items()]
-    note = "Nats a pixel. The best epoch is sought once the KL term has its full weight.\n"
+    note = "Nats a pixel.\n"
     return _table(("", *headings), rows) + "\n" + note
 
 
