@@ -210,7 +210,7 @@ def simulate(
     `pysm-vae simulate --nside 512 --band 140:160 --bandpass detector.txt --unit K_CMB --out maps`
     """
     with _reported(debug):
-        from pysm_vae.simulate import Channel
+        from pysm_vae.channels import Channel
         from pysm_vae.simulate import simulate as make_maps
 
         channels = [Channel.at(f) for f in freq or ()]

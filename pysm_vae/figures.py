@@ -23,8 +23,8 @@ from pysm_vae.sky.templates import from_log_pol_tens
 from pysm_vae.vae.patches import tangent_grid
 
 if TYPE_CHECKING:
+    from pysm_vae.channels import Channel
     from pysm_vae.dust import VAEDust
-    from pysm_vae.simulate import Channel
 
 #: Galactic longitude and latitude (degrees) of the field that is shown enlarged: cirrus in Pegasus,
 #: away from the plane.

@@ -294,3 +294,8 @@ def test_energy_score_in_closed_form(rng):
     # E|N(0, v)| = sqrt(2 v / pi).
     expected = np.sqrt(2 / np.pi) * (np.sqrt(1 + scale**2) - 0.5 * np.sqrt(2) * scale)
     np.testing.assert_allclose(float(ops.mean(found)), expected, rtol=0.01)
+
+
+def test_too_large_a_coarsest_map_is_refused():
+    with pytest.raises(ValueError, match="512 pixels at most"):
+        build_network("octave").latent_shapes(528)

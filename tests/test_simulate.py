@@ -16,8 +16,9 @@ from astropy.io import fits
 
 import pysm_vae.simulate
 from pysm_vae import VAEDust
+from pysm_vae.channels import Channel
 from pysm_vae.figures import sky_figure, unit_label
-from pysm_vae.simulate import Channel, simulate
+from pysm_vae.simulate import simulate
 
 NSIDE = 16
 SEED = 7

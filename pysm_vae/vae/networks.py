@@ -25,6 +25,10 @@ from keras import layers, ops
 
 ARCHITECTURES = ("thorne2021", "octave")
 
+# Pixels a side of the largest coarsest map that is drawn: its covariance has their fourth power of
+# elements.
+MAX_GRID = 32
+
 
 def build_network(architecture: str, **config: Any) -> PatchVAE:
     """Build a network by name.
@@ -414,6 +418,11 @@ class Octave(PatchVAE):
             raise ValueError(
                 f"{depth} octaves need a patch size that is a multiple of {step}, "
                 f"at least {2 * step}; got {size}"
+            )
+        if size > MAX_GRID * step:
+            raise ValueError(
+                f"a patch of {size} pixels has too large a coarsest map: {depth} octaves make "
+                f"patches of {MAX_GRID * step} pixels at most"
             )
         grids = [size // step * 2**i for i in range(depth)]
         return [(grids[0] ** 2,)] + [(grid, grid, self.latents) for grid in grids]
