@@ -141,6 +141,9 @@ class Channel:
 
 
 def _ghz(what: str, value: float | u.Quantity) -> float:
+    # Not left to the conversion: PySM may have let wavelengths pass for frequencies.
+    if isinstance(value, u.Quantity) and value.unit.physical_type != "frequency":
+        raise ValueError(f"{what} must be in a unit of frequency such as GHz, not {value}")
     try:
         ghz = value.to_value(u.GHz) if isinstance(value, u.Quantity) else float(value)
     except (TypeError, ValueError) as error:

@@ -70,6 +70,9 @@ class VAEDust(pysm3.Model):
         Spectral index and temperature.
     freq_ref_I, freq_ref_P : Quantity
         Reference frequencies, GHz.
+    lmax : float
+        Multipole up to which the small scales keep their spectrum: twice nside, or less where the
+        weights' patches end.
 
     Raises
     ------
@@ -120,6 +123,7 @@ class VAEDust(pysm3.Model):
         small = SmallScales(
             generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
         )
+        self.lmax = small.lmax
         theta, phi = hp.pix2ang(nside, pixels)
         fields = self.template.fields(theta, phi)
         fields += small.fields(fields, pixels, progress)

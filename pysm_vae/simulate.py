@@ -252,7 +252,7 @@ def _cards(model: VAEDust, channel: Channel, preset: str) -> list[tuple]:
         # It fills the card: a comment would not fit.
         ("WSHA256", model.generator.sha256),
         ("FREQREF", model.freq_ref_I.to_value(u.GHz), "[GHz] reference of the modified blackbody"),
-        ("LMAX", math.floor(model.small.lmax), "small scales reach this multipole"),
+        ("LMAX", math.floor(model.lmax), "small scales reach this multipole"),
     ]
     for key, value, comment in (
         ("DUSTBETA", model.mbb_index, "spectral index"),

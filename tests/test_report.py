@@ -275,7 +275,7 @@ def test_readable_card(maps, evaluation, tmp_path, monkeypatch):
     assert str(tmp_path) not in text
     losses = card["history"]["val_loss"]
     best = 1 + int(np.argmin(losses[1:]))
-    assert f"best (epoch {best + 1})" in text
+    assert f"kept (epoch {card['epoch']})" in text
     row = " | ".join(f"{losses[i]:.4g}" for i in (0, best, 2))
     assert f"| val_loss | {row} |" in text
     expected = card["held_out"]["yardsticks"]["modulated_gaussian"]["minkowski_v1"]

@@ -331,7 +331,7 @@ def test_any_subset_has_the_same_bits(tiling, rng):
         ({"overlap": 0}, ValueError, "overlap must be above 0"),
         ({"overlap": 5.0}, ValueError, "overlap must be above 0 and at most"),
         ({"overlap": np.nan}, ValueError, "overlap must be above 0"),
-        ({"pixel_size": 3.0}, ValueError, r"too small: the windows .* need 6\."),
+        ({"pixel_size": 3.0}, ValueError, r"too small: the windows .* need 7\."),
         ({"pixel_size": np.nan}, ValueError, "pixel_size nan"),
         ({"pixel_size": 100.0}, ValueError, "larger than the sphere"),
     ],
