@@ -71,7 +71,7 @@ class VAEDust(pysm3.Model):
     freq_ref_I, freq_ref_P : Quantity
         Reference frequencies, GHz.
     lmax : float
-        Multipole up to which the small scales keep their spectrum: twice nside, or less where the
+        Multipole up to which the small scales keep their spectrum: 1.9 nside, or less where the
         weights' patches end.
 
     Raises

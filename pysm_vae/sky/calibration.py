@@ -26,7 +26,7 @@ CALIBRATION_NSIDE = 64
 #: last one's from there on.
 NODES = (62.0, 72.0, 82.0, 92.0, 102.0, 115.0, 135.0, 170.0, 230.0, 350.0)
 #: Weight of the levels' second differences against the misfit of a band.
-SMOOTHNESS = 0.3
+SMOOTHNESS = 0.1
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from pysm_vae.vae.generator import CHART_BLOCKS, Generator, draw_latents
 TILE_NSIDE = 8
 #: Patterns keep their spectrum up to this multiple of nside, and a chart is fine enough if it holds
 #: that. At 1.5 times it they have nothing left: HEALPix could not tell it from larger scales.
-BAND_LIMIT = 2.0
+BAND_LIMIT = 1.9
 #: Multipoles on which the excess of T's spectrum is measured, on the coarsest chart.
 EXCESS_ELL = (110.0, 480.0)
 #: Roughness is held within these factors of its median: near the Galactic plane the template's
