@@ -1,5 +1,6 @@
 """``VAEDust``, the PySM component: the only room that knows PySM's class contract."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pysm_vae.sky.sed import emission
 from pysm_vae.sky.smallscales import SmallScales, Spectrum
 from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, load_template
 from pysm_vae.vae.generator import load_generator
+
+log = logging.getLogger(__name__)
 
 #: Planck 2018 XI (A&A 641, A11): the mean of the polarised dust's spectral index, at the
 #: temperature of the mean modified blackbody at high latitude.
@@ -50,7 +53,7 @@ class VAEDust(pysm3.Model):
         Frequency at which the template is given, and the reference of the modified blackbody.
     max_nside : int, optional
         Highest nside that makes sense. Default: that of the finest patches the weights give
-        (2048 for ``octave``).
+        (2048 for ``octave``, 256 for ``thorne2021``).
     num : int, optional
         Number of a realisation, as ``mapsims`` passes it; added to the seed.
     map_dist : pysm3.MapDistribution, optional
@@ -107,7 +110,7 @@ class VAEDust(pysm3.Model):
         seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
         spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)
         generator = load_generator(weights)
-        default_max = 2048 if generator.conditional else 512
+        default_max = 2048 if generator.conditional else 256
         super().__init__(
             nside=nside,
             max_nside=default_max if max_nside is None else max_nside,
@@ -124,6 +127,13 @@ class VAEDust(pysm3.Model):
             generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
         )
         self.lmax = small.lmax
+        if self.lmax < 1.5 * nside:
+            log.warning(
+                "the small scales of weights %r end at l = %d, where nside %d could show more",
+                generator.name,
+                self.lmax,
+                nside,
+            )
         theta, phi = hp.pix2ang(nside, pixels)
         fields = self.template.fields(theta, phi)
         fields += small.fields(fields, pixels, progress)

@@ -110,7 +110,7 @@ class SmallScales:
         slopes = self.spectrum.slopes
         levels = calibrator.temperature()
         drawn, excess = power, np.ones_like
-        if generator.conditional:
+        if generator.conditional and levels.any():
             deficit, excess = self._measure_conditional(log_intensity, levels)
             drawn = power * np.pad(deficit, (0, len(power) - len(deficit)), constant_values=1.0)
         self.levels = np.array([levels, *calibrator.polarisation(levels, excess)])
@@ -172,7 +172,9 @@ class SmallScales:
         """
         if pixels is None:
             pixels = np.arange(hp.nside2npix(self.nside))
-        fields = np.empty((3, len(pixels)))
+        fields = np.zeros((3, len(pixels)))
+        if not self.levels.any():
+            return fields
         total = len(self.tiling.tiles_for(self.nside, pixels))
         held = _Tiles(self.size)
         drawn = 0
