@@ -46,13 +46,18 @@ _ABOUT = {
 
 _LIMITS = {
     "octave": (
+        "Samples are grainier than the sky and have fewer long filaments: one-point and Minkowski "
+        "statistics lie within those of real regions, but in scattering coefficients samples are "
+        "hardly nearer to the sky than the modulated Gaussian (see the yardsticks).",
         "Beyond the beam of its maps (about two pixels) the network continues what it learned on "
         "larger scales; no map has tested it there.",
         "The coarsest map of an unconditional patch is a Gaussian field with the measured "
         "variogram: non-Gaussianity on scales above a quarter of a training patch is not learned.",
     ),
     "thorne2021": (
-        "Its samples lose most of their power on small scales; do not use them where that matters.",
+        "One latent vector a patch cannot hold its small scales, and prior and posterior of the "
+        "latents differ: samples are smooth blobs, with too much power at intermediate scales and "
+        "too little at the largest and the smallest.",
     ),
 }
 
