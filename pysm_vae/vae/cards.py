@@ -46,9 +46,10 @@ _ABOUT = {
 
 _LIMITS = {
     "octave": (
-        "Samples are grainier than the sky and have fewer long filaments: one-point and Minkowski "
-        "statistics lie within those of real regions, but in scattering coefficients samples are "
-        "hardly nearer to the sky than the modulated Gaussian (see the yardsticks).",
+        "Samples are grainier than the sky and have fewer long filaments: in scattering "
+        "coefficients they are hardly nearer to the sky than the modulated Gaussian (see the "
+        "yardsticks). They were learned from clouds and high latitudes together, and are too "
+        "intermittent for the latter.",
         "Beyond the beam of its maps (about two pixels) the network continues what it learned on "
         "larger scales; no map has tested it there.",
         "The coarsest map of an unconditional patch is a Gaussian field with the measured "
