@@ -38,7 +38,8 @@ class Spectrum:
     slopes : (float, float, float)
         Of D_ℓ for TT, EE and BB. Defaults: Planck 2018 XI and PySM's d11.
     ee_to_bb : float
-        Ratio of E to B power at the pivot (Planck 2018 XI: about 2).
+        Ratio of E to B power at the pivot. Planck 2018 XI has BB/EE of about 0.5, 0.53 on its
+        largest mask; the slopes differ, so the ratio rises with ℓ, from 1.8 at 60 to 2.5 at 768.
     te_ratio : float
         Correlation of T and E, C^TE / sqrt(C^TT C^EE) (Planck 2018 XI: about 0.36).
     amplitude : float
@@ -46,7 +47,7 @@ class Spectrum:
     """
 
     slopes: tuple[float, float, float] = (-0.80, -0.42, -0.54)
-    ee_to_bb: float = 2.0
+    ee_to_bb: float = 1.9
     te_ratio: float = 0.36
     amplitude: float = 1.0
 
