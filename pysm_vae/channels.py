@@ -14,6 +14,8 @@ from scipy.integrate import trapezoid
 
 # Points of a top-hat: trapezoids over a band as wide as its centre are then good to 1e-5.
 _TOP_HAT_POINTS = 101
+# GHz. A modified blackbody of some 20 K has nothing here (10 micron); a number given in Hz has.
+_HIGHEST = 3e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +152,8 @@ def _ghz(what: str, value: float | u.Quantity) -> float:
         raise ValueError(f"{what} must be a number of GHz, not {value!r}") from error
     if not (math.isfinite(ghz) and ghz > 0):
         raise ValueError(f"{what} must be finite and positive, not {ghz:g} GHz")
+    if ghz > _HIGHEST:
+        raise ValueError(f"{what} of {ghz:g} GHz is far beyond dust's spectrum: give it in GHz")
     return float(ghz)
 
 
@@ -163,6 +167,8 @@ def _bandpass_row(text: str, rows: list[tuple[float, float]], where: str) -> tup
         raise ValueError(f"{where}: {text!r} has a number that is not finite")
     if freq <= 0 or weight < 0:
         raise ValueError(f"{where}: {text!r} has a negative number, or a frequency of zero")
+    if freq > _HIGHEST:
+        raise ValueError(f"{where}: {freq:g} GHz is far beyond dust's spectrum: give it in GHz")
     if rows and freq <= rows[-1][0]:
         raise ValueError(f"{where}: frequencies must rise; {freq:g} GHz follows {rows[-1][0]:g}")
     return freq, weight

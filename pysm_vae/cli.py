@@ -253,7 +253,9 @@ def train(
     architecture: Annotated[Architecture, typer.Option(help="The network.")] = Architecture.octave,
     size: Annotated[
         int | None,
-        typer.Option(min=16, help="Pixels a side of a patch, in 16s [64; thorne2021: 128]."),
+        typer.Option(
+            min=16, help="Pixels a side of a patch, in 16s [64, at least 48; thorne2021: 128]."
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the patches [30; thorne2021: 40].")

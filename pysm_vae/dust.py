@@ -217,7 +217,10 @@ class VAEDust(pysm3.Model):
             ) from error
         low, high = bounds
         if not np.all((quantity.value > low) & (quantity.value < high)):
-            raise ValueError(f"{name} must lie between {low} and {high} {unit} everywhere")
+            raise ValueError(
+                f"{name} must be finite and lie between {low:g} and {high:g} "
+                f"{unit or 'everywhere'}, not {value!r}"
+            )
         npix = len(self._pixels())
         if quantity.ndim and quantity.shape != (npix,):
             raise ValueError(

@@ -117,14 +117,16 @@ def simulate(
 
     folder = Path(out)
     suffix = f"nside{nside}_seed{seed}"
-    paths = [folder / f"{preset}_{channel.name}_{suffix}.fits" for channel in channels]
+    # What is not the preset does not bear its name.
+    label = preset if template is None and weights is None else f"{preset}-custom"
+    paths = [folder / f"{label}_{channel.name}_{suffix}.fits" for channel in channels]
     doubled = sorted({path.name for path in paths if paths.count(path) > 1})
     if doubled:
         raise ValueError(
             f"two channels would both be written to {doubled[0]!r}: give each only once, and "
             "bandpass files different names"
         )
-    picture = folder / f"{preset}_{suffix}.png"
+    picture = folder / f"{label}_{suffix}.png"
     expected = [*paths, picture] if figure else paths
     _check_targets(expected, overwrite)
     _check_space(writable_folder(folder), nside, len(channels), figure)
@@ -138,12 +140,12 @@ def simulate(
     for k, (channel, factor, path) in enumerate(zip(channels, factors, paths, strict=True)):
         maps = model.get_emission(channel.freqs, channel.weights).value
         maps *= factor
-        _write(path, maps.astype(np.float32), _cards(model, channel, preset), target)
+        _write(path, maps.astype(np.float32), _cards(model, channel, label), target)
         if figure and k == shown:
             from pysm_vae.figures import sky_figure
 
             with atomic_write(picture) as partial:
-                sky_figure(model, channel, maps, target, title=f"{preset}, seed {seed}").savefig(
+                sky_figure(model, channel, maps, target, title=f"{label}, seed {seed}").savefig(
                     partial, format="png", dpi=150
                 )
         if progress is not None:
@@ -187,7 +189,7 @@ def _check_targets(paths: list[Path], overwrite: bool) -> None:
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise FileExistsError(
-            f"{str(there[0])!r}{more} exist already: name another folder, or replace them with "
+            f"{str(there[0])!r}{more} already exist: name another folder, or replace them with "
             "overwrite=True (--overwrite)"
         )
 
@@ -245,7 +247,7 @@ def _cards(model: VAEDust, channel: Channel, preset: str) -> list[tuple]:
     if channel.source:
         cards.append(("BANDFILE", _ascii(channel.source)))
     cards += [
-        ("PRESET", preset, "pysm_vae preset"),
+        ("PRESET", preset, "pysm_vae preset; -custom: with other parts"),
         ("SEED", model.seed, "seed of the small scales"),
         ("TEMPLATE", _ascii(model.template.name)),
         ("WEIGHTS", _ascii(model.generator.name)),

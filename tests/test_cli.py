@@ -110,9 +110,9 @@ class TestSimulate:
         assert result.exit_code == 0, result.output
         assert result.stderr == ""
         names = [
-            "vae0_353GHz_nside16_seed7.fits",
-            "vae0_band140-160GHz_nside16_seed7.fits",
-            "vae0_nside16_seed7.png",
+            "vae0-custom_353GHz_nside16_seed7.fits",
+            "vae0-custom_band140-160GHz_nside16_seed7.fits",
+            "vae0-custom_nside16_seed7.png",
         ]
         lines = result.stdout.splitlines()
         assert [Path(line.split(" (")[0]).name for line in lines] == names

@@ -299,3 +299,8 @@ def test_energy_score_in_closed_form(rng):
 def test_too_large_a_coarsest_map_is_refused():
     with pytest.raises(ValueError, match="512 pixels at most"):
         build_network("octave").latent_shapes(528)
+
+
+def test_patches_too_small_for_the_variogram_are_refused(rng):
+    with pytest.raises(ValueError, match="needs 48 pixels"):
+        build_network("octave").adapt(rng.standard_normal((2, 32, 32)).astype("float32"))

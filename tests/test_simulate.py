@@ -277,7 +277,7 @@ class TestRefused:
     def test_files_there(self, tmp_path):
         there = tmp_path / "vae0_353GHz_nside16_seed7.fits"
         there.write_text("mine")
-        self.refused(tmp_path, FileExistsError, "exist already.*--overwrite", figure=False)
+        self.refused(tmp_path, FileExistsError, "already exist.*--overwrite", figure=False)
         assert there.read_text() == "mine"
         simulate(
             tmp_path, nside=NSIDE, channels=[Channel.at(353)], seed=SEED, figure=False,

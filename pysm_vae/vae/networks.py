@@ -372,7 +372,18 @@ class Octave(PatchVAE):
         ----------
         patches : ndarray, shape (n, size, size)
             Standardised training patches.
+
+        Raises
+        ------
+        ValueError
+            If they are smaller than three pixels of the coarsest map.
         """
+        smallest = 3 * 2**self.octaves
+        if patches.shape[-1] < smallest:
+            raise ValueError(
+                f"patches of {patches.shape[-1]} pixels are too small to train {self.octaves} "
+                f"octaves on: the variogram of their coarsest map needs {smallest} pixels or more"
+            )
         coarse = ops.convert_to_tensor(patches[..., None], dtype="float32")
         detail_scale = np.ones(self.octaves, np.float32)
         context_scale = np.ones((self.octaves, 3), np.float32)

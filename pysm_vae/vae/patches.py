@@ -1382,8 +1382,9 @@ def split_regions(
     if len(free) < len(open_parts) + 1:
         raise ValueError(
             f"{len(free)} separate regions of sky are left for training and "
-            f"{' and '.join(open_parts) or 'nothing else'}; one is needed for each. Add a map, or "
-            "name fewer regions for validation and test."
+            f"{' and '.join(open_parts) or 'nothing else'}; one is needed for each. Add a map, "
+            "name fewer regions for validation and test, or keep no test sky (test=(), or "
+            "--test none on the command line)."
         )
     for k, part in enumerate(open_parts):
         waiting = len(open_parts) - k  # parts that still need a group, training among them
