@@ -85,7 +85,7 @@ def test_class_in_a_toml_file(tmp_path, dust):
                     "temperature": "19.6 K",
                     "freq_ref": "353 GHz",
                     "slopes": [-0.8, -0.42, -0.54],
-                    "ee_to_bb": 1.9,
+                    "ee_to_bb": 1.89,
                     "te_ratio": 0.36,
                     "amplitude": 1.0,
                     "split": [50.0, 100.0],

@@ -47,7 +47,7 @@ class Spectrum:
     """
 
     slopes: tuple[float, float, float] = (-0.80, -0.42, -0.54)
-    ee_to_bb: float = 1.9
+    ee_to_bb: float = 1.89
     te_ratio: float = 0.36
     amplitude: float = 1.0
 

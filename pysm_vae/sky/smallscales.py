@@ -352,7 +352,7 @@ class SmallScales:
             exponent = crowding * (spline_values(coefficients) + crowding * offsets)
             added = radial_spectrum(detrend(np.exp(i) * np.expm1(exponent)), width=0.35)[1]
             ratio = added[:, used].mean(axis=0) / faint[:, used].mean(axis=0)
-            fit = fit + np.polyfit(np.log(ell[used] / PIVOT), np.log(ratio), 1, w=ell[used] ** 0.5)
+            fit = fit + np.polyfit(np.log(ell[used] / PIVOT), np.log(ratio), 1, w=ell[used] ** -0.5)
         return deficit, excess
 
     def _roughness_map(self) -> np.ndarray:
