@@ -38,8 +38,8 @@ class Spectrum:
     slopes : (float, float, float)
         Of D_ℓ for TT, EE and BB. Defaults: Planck 2018 XI and PySM's d11.
     ee_to_bb : float
-        Ratio of E to B power at the pivot. Planck 2018 XI has BB/EE of about 0.5, 0.53 on its
-        largest mask; the slopes differ, so the ratio rises with ℓ, from 1.8 at 60 to 2.5 at 768.
+        Ratio of E to B power at the pivot (Planck 2018 XI: about 2). The slopes differ, so the
+        ratio rises with ℓ, by 1.36 from 60 to 768; 1.89 keeps the maps within 1.6 and 2.4 there.
     te_ratio : float
         Correlation of T and E, C^TE / sqrt(C^TT C^EE) (Planck 2018 XI: about 0.36).
     amplitude : float

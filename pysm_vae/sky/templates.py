@@ -80,7 +80,7 @@ def handover(ell: np.ndarray, low: float = SPLIT[0], high: float = SPLIT[1]) -> 
     The iteration that makes a template starts from the tapered field, and each step gives back
     :math:`t^2` of what is missing, so that n steps leave :math:`1 - (1 - t)(1 - t^2)^n`: less is
     lost than to the taper alone, and it is lost faster. For the default split the power falls from
-    98 to 2 % between ℓ = 75 and 97.
+    98 to 4 % between ℓ = 75 and 95.
 
     Parameters
     ----------

@@ -283,10 +283,10 @@ class Tiling:
         Pixels along the side of a tile, at least 16.
     pixel_size : float, optional
         Side of a tile's pixel at its centre, in arcmin. By default the smallest that leaves
-        ``MARGIN`` pixels outside the widest window (8, 128: about 6′).
+        ``MARGIN`` pixels outside the widest window (8, 128: 7.2′).
     overlap : float, optional
         In degrees: how much farther than the nearest tile a tile still contributes, which is
-        about the width of the strip shared by two neighbours. By default 1.5° × 8 / tile_nside.
+        about the width of the strip shared by two neighbours. By default 2.4° × 8 / tile_nside.
 
     Attributes
     ----------

@@ -303,7 +303,7 @@ def load_generator(weights: str | Path = "default") -> Generator:
 def save_weights(network: PatchVAE, path: Path) -> str:
     """Write the weights that generation needs as plain single-precision arrays.
 
-    The dense encoder of ``thorne2021`` is left out: it is ten times the rest, and generation does
+    The dense encoder of ``thorne2021`` is left out: it is 14 times the rest, and generation does
     not need it.
 
     Returns
