@@ -16,6 +16,7 @@ undone.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import warnings
@@ -25,6 +26,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from zipfile import BadZipFile
 
+import ducc0
 import healpy as hp
 import numpy as np
 from astropy import units as u
@@ -67,6 +69,11 @@ _COORDSYS = {
     "ECL": "E",
     "ECLIPTIC": "E",
 }
+
+# Multipole, in units of 1/sigma, to which a Gaussian kernel is followed in harmonics: the rest,
+# exp(-5.3^2 / 2), is a millionth. Cut at the map's own band limit instead, the kernel rings, and the
+# Galactic plane throws stripes over the faint sky.
+_KERNEL_REACH = 5.3
 
 # Grid on which areas and overlaps of regions are counted: 13.7' pixels.
 _CENSUS_NSIDE = 256
@@ -699,32 +706,51 @@ def _smooth(
     values: NDArray, bad: NDArray, log: str, fwhm: float, raw: _Raw, path: Path
 ) -> tuple[NDArray, NDArray]:
     """Smooth the intensity and give its natural log, and the invalid pixels."""
-    if raw.wcs is None and bad.any():
-        raise ValueError(
-            f"{path}: {int(bad.sum())} invalid pixels; fwhm= smooths a HEALPix map in harmonics, "
-            "which needs a full sky. Give it without mask (use min_latitude to cut), fill the "
-            "holes, or leave fwhm out."
-        )
-    # Smoothing is linear, so a common factor may be taken out: keeps exp() in range for any unit.
     logs = np.log(np.where(bad, 1, values)) if log == "linear" else values.astype(np.float64)
     if log == "log10":
         logs = logs * np.log(10)
+    # Smoothing is linear, so a common factor may be taken out: keeps exp() in range for any unit.
     offset = float(np.median(logs[~bad]))
     intensity = np.where(bad, 0.0, np.exp(np.where(bad, 0.0, logs) - offset))
+    known = (~bad).astype(np.float64)
     if raw.wcs is None:
-        smooth = hp.smoothing(intensity, fwhm=np.radians(fwhm / 60), nest=raw.nest)
+        weight = _kernel_sum(known, fwhm, nest=raw.nest)
+        smooth = _kernel_sum(intensity, fwhm, nest=raw.nest)
     else:
         scales = 60 * proj_plane_pixel_scales(raw.wcs)
         sigma = (fwhm * _SIGMA_PER_FWHM / scales)[::-1]  # rows are latitude
-        weight = ndimage.gaussian_filter((~bad).astype(np.float64), sigma, mode="constant")
+        weight = ndimage.gaussian_filter(known, sigma, mode="constant")
         smooth = ndimage.gaussian_filter(intensity, sigma, mode="constant")
-        smooth = np.divide(smooth, weight, out=np.zeros_like(smooth), where=~bad)
+    smooth = np.divide(smooth, weight, out=np.zeros_like(smooth), where=~bad)
     worse = ~bad & (smooth <= 0)
     if worse.any():
-        # Ringing of the harmonic transform beside very bright pixels.
+        # Rounding of the harmonic transform beside very bright pixels.
         logger.warning("%s: %d pixels not positive after smoothing: left out", path, worse.sum())
     bad = bad | worse
     return np.log(np.where(bad, 1.0, smooth)) + offset, bad
+
+
+def _kernel_sum(values: NDArray, fwhm: float, *, nest: bool) -> NDArray:
+    """Sum over the pixels of a HEALPix map, weighed with a Gaussian kernel around each pixel.
+
+    The transform of the sum over pixels is followed as far as the kernel reaches, beyond what the
+    pixels resolve: the sum is exact and the kernel positive, whatever the map holds.
+    """
+    nside = hp.npix2nside(values.size)
+    sigma = np.radians(fwhm / 60) * _SIGMA_PER_FWHM
+    lmax = math.ceil(_KERNEL_REACH / sigma)
+    geometry = {
+        **ducc0.healpix.Healpix_Base(nside, "RING").sht_info(),
+        "spin": 0,
+        "lmax": lmax,
+        "nthreads": 0,
+    }
+    ring = np.asarray(hp.reorder(values, n2r=True) if nest else values, np.float64)
+    alm = ducc0.sht.adjoint_synthesis(map=ring[None, :], **geometry)
+    ell = np.arange(lmax + 1)
+    hp.almxfl(alm[0], np.exp(-0.5 * ell * (ell + 1) * sigma**2), inplace=True)
+    smooth = ducc0.sht.synthesis(alm=alm, **geometry)[0]
+    return hp.reorder(smooth, r2n=True) if nest else smooth
 
 
 def _wcs_frame(wcs: WCS, name: str) -> object:
