@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pysm_vae.simulate import Progress
+    from pysm_vae.stats.report import CandidateSky
     from pysm_vae.vae.training import TrainingConfig, TrainingMap
 
 app = typer.Typer(
@@ -48,11 +51,10 @@ _BAD_INPUT = (
 DEFAULTS: dict[str, dict[str, Any]] = {
     "octave": {
         "size": 64,
-        "zoom": 1.2,
         "patches": 8000,
-        "epochs": 30,
+        "epochs": 6,
         "batch_size": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "beta_1": 0.9,
         "kl_warmup": 3,
         "patience": 30,
@@ -218,7 +220,8 @@ def simulate(
         channels += [Channel.from_file(path) for path in bandpass or ()]
         if not channels:
             raise ValueError("nothing to map: give --freq, --band or --bandpass at least once")
-        with _without_native_notes(debug), _progress() as progress:
+        labels = {"tiles": "drawing the sky", "channels": "writing maps"}
+        with _without_native_notes(debug), _progress(labels) as progress:
             files = make_maps(
                 out,
                 nside=nside,
@@ -242,11 +245,12 @@ def train(
         list[str],
         typer.Option(
             "--map",
-            metavar="FILE[@PIXEL[+FWHM]]",
+            metavar="FILE[@PIXEL[+FWHM]][:cloud]",
             help="Map to learn from: HEALPix, or an image with a celestial WCS. PIXEL: arcmin a "
             "pixel of its patches (about half the beam; default: 2.5, or the map's own pixels if "
-            "they are coarser). FWHM: smooth it first, arcmin. Repeat for more maps, or for one "
-            "map at several scales.",
+            "they are coarser). FWHM: smooth it first, arcmin. :cloud if it shows molecular "
+            "clouds, not diffuse sky: the network learns to tell them apart. Repeat for more maps, "
+            "or for one map at several scales.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the weights and their card.")],
@@ -258,7 +262,7 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the patches [30; thorne2021: 40].")
+        int | None, typer.Option(min=1, help="Passes over the patches [6; thorne2021: 40].")
     ] = None,
     patches: Annotated[
         int | None, typer.Option(min=1, help="Training patches [8000; thorne2021: 4000].")
@@ -347,7 +351,7 @@ def evaluate(
         list[str],
         typer.Option(
             "--map",
-            metavar="FILE[@PIXEL[+FWHM]]",
+            metavar="FILE[@PIXEL[+FWHM]][:cloud]",
             help="A map of real dust, as in 'pysm-vae train'; repeatable.",
         ),
     ],
@@ -355,12 +359,40 @@ def evaluate(
         list[str],
         typer.Option(metavar="REGION", help="Sky that the weights have never seen; repeatable."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of evaluation.json and evaluation.png.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of evaluation.html, evaluation.json and evaluation.png.")
+    ],
     weights: Annotated[
         str, typer.Option(help="'default', 'octave', 'thorne2021', or the path of a model card.")
     ] = "default",
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE[@PIXEL[+FWHM]]",
+            help="A simulated sky to judge beside them: a HEALPix map or an image of dust "
+            "intensity, cut into patches of the held-out map's pixels or of PIXEL arcmin; or "
+            "patches of log-intensity, (n, size, size), as .npy, .npz or FITS cube. Repeatable.",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Patches to draw.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples and controls.")] = 0,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Pixels a side of a patch [the training's].")
+    ] = None,
+    spacing: Annotated[
+        float,
+        typer.Option(
+            help="Of the real patches' centres, in sides of a patch. Patches closer than 1 "
+            "overlap: more of them, but not independent."
+        ),
+    ] = 0.5,
+    two_sample: Annotated[
+        bool,
+        typer.Option(
+            "--two-sample/--no-two-sample",
+            help="Train classifiers to tell each set from the real sky: takes minutes.",
+        ),
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples, controls, classifiers.")] = 0,
     min_latitude: Annotated[
         float | None,
         typer.Option(
@@ -378,9 +410,12 @@ def evaluate(
     """Compare a network's patches with real sky that it has never seen.
 
     Beside them stand what makes a figure mean something: other regions of real sky, a Gaussian of
-    the same spectrum and modulation, and the network of the paper.
+    the same spectrum and modulation, and the network of the paper. Any other simulated sky can
+    stand there, too. Open evaluation.html for the figures and how to read them.
 
     `pysm-vae evaluate --map chamaeleon.fits@2.5 --region chamaeleon:1 --out report`
+
+    `pysm-vae evaluate --map ... --region ... --candidate d10=pysm_d10.fits@2.5 --out report`
     """
     with _reported(debug):
         with _without_native_notes(debug):
@@ -391,11 +426,26 @@ def evaluate(
 
         if card and not Path(weights).is_file():
             raise ValueError(f"--card needs the path of a model card as --weights, not {weights!r}")
+        peers = read_candidates(candidate or (), min_latitude=min_latitude)
         skies = training_maps([parse_map(text) for text in maps], min_latitude=min_latitude)
-        result = evaluate_to_folder(weights, skies, region, out, n=samples, seed=seed)
-        Console(width=None if _on_terminal() else 120).print(result.table())
+        with _progress({"two_sample": "two-sample tests"}) as progress:
+            result = evaluate_to_folder(
+                weights,
+                skies,
+                region,
+                out,
+                candidates=peers,
+                n=samples,
+                size=size,
+                spacing=spacing,
+                two_sample=two_sample,
+                seed=seed,
+                progress=progress,
+            )
+        Console(width=None if _on_terminal() else 140).print(result.table())
         for note in result.notes:
             typer.echo(note)
+        typer.echo(f"report: {out / 'evaluation.html'}")
         if card:
             typer.echo(f"page: {add_held_out(Path(weights), result)}")
 
@@ -434,15 +484,19 @@ def parse_band(text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class MapArgument:
-    """What ``--map FILE[@PIXEL[+FWHM]]`` says: a path, and two sizes in arcmin or None."""
+    """What ``--map FILE[@PIXEL[+FWHM]][:cloud]`` says.
+
+    A path, two sizes in arcmin or None, and the environment: 1 for a cloud, 0 for diffuse sky.
+    """
 
     path: Path
     pixel_size: float | None = None
     fwhm: float | None = None
+    environment: float = 0.0
 
 
 def parse_map(text: str) -> MapArgument:
-    """Read ``FILE[@PIXEL[+FWHM]]``.
+    """Read ``FILE[@PIXEL[+FWHM]][:cloud]``.
 
     Raises
     ------
@@ -450,19 +504,23 @@ def parse_map(text: str) -> MapArgument:
         If what follows the last @ is not one or two positive sizes and is not part of the name of
         a file that is there.
     """
+    environment = 0.0
+    if text.endswith(":cloud") and not Path(text).is_file():
+        text, environment = text.removesuffix(":cloud"), 1.0
     file, at, sizes = text.rpartition("@")
     if not at or Path(text).is_file():
-        return MapArgument(Path(text))
+        return MapArgument(Path(text), environment=environment)
     try:
         numbers = [float(part) for part in sizes.split("+")]
     except ValueError:
         numbers = []
     if not file or len(numbers) not in (1, 2) or not all(0 < n < float("inf") for n in numbers):
         raise ValueError(
-            f"map {text!r} is not FILE[@PIXEL[+FWHM]] with sizes in arcmin, such as "
-            "taurus.fits@2.5 or taurus.fits@5+10"
+            f"map {text!r} is not FILE[@PIXEL[+FWHM]][:cloud] with sizes in arcmin, such as "
+            "gnilc.fits@2.5 or taurus.fits@5+10:cloud"
         )
-    return MapArgument(Path(file), *numbers)
+    pixel_size, fwhm = (*numbers, None)[:2]
+    return MapArgument(Path(file), pixel_size, fwhm, environment)
 
 
 def training_maps(
@@ -508,9 +566,51 @@ def training_maps(
                 each.pixel_size or max(_PIXEL_SIZE, sky.resolution),
                 each.path,
                 each.fwhm,
+                each.environment,
             )
         )
     return maps
+
+
+def read_candidates(
+    arguments: Sequence[str], *, min_latitude: float | None = None
+) -> dict[str, np.ndarray | CandidateSky]:
+    """Read what ``--candidate [NAME=]FILE[@PIXEL[+FWHM]]`` names.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The options' values; a name is by default that of the file.
+    min_latitude : float, optional
+        Leave out smaller Galactic latitudes of HEALPix maps, degrees.
+
+    Returns
+    -------
+    dict of str to array or CandidateSky
+        As `pysm_vae.stats.report.evaluate` takes them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file is missing or unfit, or two have the same name.
+    """
+    from pysm_vae.stats.report import read_candidate
+    from pysm_vae.vae.patches import map_name
+
+    found: dict[str, np.ndarray | CandidateSky] = {}
+    for text in arguments:
+        name, equals, rest = text.partition("=")
+        if not equals or Path(text).is_file():
+            name, rest = "", text
+        file = parse_map(rest)
+        array = file.path.suffix in (".npy", ".npz")
+        name = name or (file.path.stem if array else map_name(file.path))
+        if name in found:
+            raise ValueError(f"two candidates are called {name!r}: give them NAME=FILE")
+        found[name] = read_candidate(
+            file.path, pixel_size=file.pixel_size, fwhm=file.fwhm, min_latitude=min_latitude
+        )
+    return found
 
 
 def training_config(architecture: str, **options: Any) -> TrainingConfig:
@@ -572,15 +672,14 @@ def _on_terminal() -> bool:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """Bars on a terminal, and nothing elsewhere."""
+def _progress(labels: dict[str, str]) -> Iterator[Progress | None]:
+    """Bars on a terminal, one for each thing that is done, and nothing elsewhere."""
     if not _on_terminal():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    labels = {"tiles": "drawing the sky", "channels": "writing maps"}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

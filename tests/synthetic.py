@@ -16,7 +16,13 @@ from pysm_vae.vae.patches import read_map
 from pysm_vae.vae.training import TrainingMap
 
 SIZE = 16
-NETWORK = {"octaves": 2, "channels": 8, "encoder_channels": 8, "latents": 2}
+NETWORK = {
+    "octaves": 2,
+    "channels": 8,
+    "finest_channels": 6,
+    "encoder_channels": 8,
+    "latents": 2,
+}
 
 
 def field(rng: np.random.Generator, pixels: int) -> np.ndarray:
@@ -53,7 +59,7 @@ def make_network(seed: int = 0) -> PatchVAE:
     network = build_network("octave", **NETWORK)
     rng = np.random.default_rng(seed)
     for variable in network.trainable_variables:
-        variable.assign(0.2 * rng.standard_normal(variable.shape))
+        variable.assign(0.1 * rng.standard_normal(variable.shape))
     network.adapt(np.stack([field(rng, SIZE) for _ in range(32)]).astype(np.float32))
     return network
 
@@ -70,6 +76,8 @@ def make_card(folder: Path, network: PatchVAE | None = None, name: str = "tiny")
         "sha256": digest,
         "size": SIZE,
         "pixel_size_arcmin": 10.0,
+        "maps": [{"name": "made-up", "pixel_size_arcmin": 10.0, "environment": 0.0}],
+        "transfer": [{"environment": 0.0, "power": [1.0] * (SIZE // 2)}],
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(card))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from synthetic import make_card
 from typer.testing import CliRunner
 
 import pysm_vae.simulate
@@ -198,6 +199,8 @@ class TestParse:
         assert parse_map("a.fits") == MapArgument(Path("a.fits"))
         assert parse_map("x/a.fits@2.5") == MapArgument(Path("x/a.fits"), 2.5)
         assert parse_map("a@b.fits@5+10") == MapArgument(Path("a@b.fits"), 5.0, 10.0)
+        assert parse_map("a.fits@5:cloud") == MapArgument(Path("a.fits"), 5.0, None, 1.0)
+        assert parse_map("a.fits:cloud") == MapArgument(Path("a.fits"), environment=1.0)
         odd = tmp_path / "map@2"
         odd.touch()
         assert parse_map(str(odd)) == MapArgument(odd)
@@ -209,7 +212,7 @@ class TestParse:
 
     def test_config(self):
         octave = training_config("octave", size=None, epochs=2, seed=5)
-        assert (octave.size, octave.epochs, octave.seed, octave.zoom) == (64, 2, 5, 1.2)
+        assert (octave.size, octave.epochs, octave.seed) == (64, 2, 5)
         # Weights are kept from the first epoch after the warm-up on.
         assert octave.kl_warmup == 1
         paper = training_config("thorne2021", learning_rate=1e-3)
@@ -280,6 +283,57 @@ class TestTrain:
         out = tmp_path / "mine"
         assert message in refused("train", "--out", out, *args)
         assert not out.exists()
+
+
+class TestEvaluate:
+    def test_report(self, tmp_path):
+        """A tiny network and a peer, beside a field that neither has seen."""
+        one, two = write_image(tmp_path / "one.fits"), write_image(tmp_path / "two.fits", lon=80)
+        np.save(tmp_path / "peer.npy", np.random.default_rng(0).standard_normal((8, 16, 16)))
+        card, out = make_card(tmp_path), tmp_path / "report"
+        result = run(
+            "evaluate", "--weights", card, "--map", f"{one}@10", "--map", f"{two}@10",
+            "--region", "one:1", "--out", out, "--samples", 8, "--no-two-sample",
+            "--spacing", 0.3, "--candidate", tmp_path / "peer.npy",
+            "--candidate", f"sky={two}@12",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert f"report: {out / 'evaluation.html'}" in result.stdout
+        assert "other real sky" in result.stdout
+        figures = json.loads((out / "evaluation.json").read_text())
+        (made,) = figures["evaluations"].values()
+        (comparison,) = made["comparisons"]
+        assert made["spacing"] == 0.3
+        assert comparison["patches"]["peer"] == 8
+        assert comparison["patches"]["sky"] >= 2
+        assert comparison["two_sample"] == {}
+        assert figures["pooled"]["two_sample"] is None
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("--candidate", "none.npy"), "'none.npy' does not exist"),
+            (("--candidate", "a=none.fits@2"), "'none.fits' does not exist"),
+            (("--candidate", "a=none.fits@x"), "FILE[@PIXEL[+FWHM]]"),
+            (("--candidate", "PEER", "--candidate", "PEER"), "two candidates are called 'peer'"),
+            (("--candidate", "samples=PEER"), "'samples' has a name that is taken"),
+            (("--candidate", "PEER", "--size", 32), "(n, 32, 32)"),
+            (("--candidate", "PEER@2.5"), "take no pixel size"),
+            (("--spacing", 0), "spacing=0"),
+            (("--card",), "--card needs"),
+        ],
+    )
+    def test_refused(self, tmp_path, args, message):
+        field, peer = write_image(tmp_path / "field.fits"), tmp_path / "peer.npy"
+        np.save(peer, np.random.default_rng(0).standard_normal((8, 16, 16)))
+        args = [str(a).replace("PEER", str(peer)) for a in args]
+        # A card's path is what --card wants.
+        weights = () if "--card" in args else ("--weights", make_card(tmp_path))
+        line = refused(
+            "evaluate", *weights, "--map", f"{field}@10", "--region", "field:1",
+            "--out", tmp_path / "o", *args,
+        )  # fmt: skip
+        assert message in line
 
 
 class TestDownload:

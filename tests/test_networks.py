@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from keras import ops
-from scipy import integrate, stats
+from scipy import integrate, ndimage, stats
 from synthetic import NETWORK, SIZE, field, make_network
 
 from pysm_vae.vae import networks
@@ -29,6 +29,14 @@ def patches(rng) -> np.ndarray:
     drawn = np.stack([field(rng, SIZE) for _ in range(6)])
     drawn -= drawn.mean(axis=(1, 2), keepdims=True)
     return (drawn / drawn.std(axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+def inputs(patches: np.ndarray) -> dict[str, np.ndarray]:
+    """Patches half of which show clouds."""
+    return {
+        "patches": patches,
+        "environment": (np.arange(len(patches)) % 2).astype(np.float32),
+    }
 
 
 def normals(rng, network, size: int, n: int = 3, depth: int | None = None) -> list[np.ndarray]:
@@ -92,10 +100,10 @@ def test_elbo_has_one_normalisation(name, request, patches):
     network = request.getfixturevalue(name)
     if name == "thorne":
         patches = np.tile(patches, (1, 2, 2))
-    terms = {key: np.asarray(value) for key, value in network(patches).items()}
+    terms = {key: np.asarray(value) for key, value in network(inputs(patches)).items()}
     assert {value.shape for value in terms.values()} == {(len(patches),)}
     # A patch's KL term is its own, and it is the sum over its latents, whatever the batch.
-    alone = np.asarray(network(patches[:1])["kl"])
+    alone = np.asarray(network(inputs(patches[:1]))["kl"])
     np.testing.assert_allclose(terms["kl"][:1], alone, rtol=1e-4)
     if name == "thorne":
         ((mean, log_scale),) = network.encode(patches)
@@ -103,21 +111,26 @@ def test_elbo_has_one_normalisation(name, request, patches):
         posterior = np.asarray(mean)
         assert posterior.shape == (len(patches), 8)
     pixels = patches[0].size
-    minus_elbo = (terms["kl"] - terms["likelihood"] + terms["score"]).mean() / pixels
-    np.testing.assert_allclose(network.compute_loss(x=patches, y_pred=terms), minus_elbo, rtol=1e-5)
+    minus_elbo = sum(
+        sign * terms[key].mean() / pixels
+        for sign, key in ((1, "kl"), (-1, "likelihood"), (1, "score"), (1, "rivalry"))
+    )
+    np.testing.assert_allclose(
+        network.compute_loss(x=inputs(patches), y_pred=terms), minus_elbo, rtol=1e-5
+    )
     # The same patches twice over: the same loss.
     twice = {key: np.concatenate([value, value]) for key, value in terms.items()}
-    loss = network.compute_loss(x=np.concatenate([patches, patches]), y_pred=twice)
+    loss = network.compute_loss(x=inputs(np.concatenate([patches, patches])), y_pred=twice)
     np.testing.assert_allclose(loss, minus_elbo, rtol=1e-5)
 
 
 def test_elbo_bounds_the_evidence(rng):
     """A linear Gaussian model in closed form: its ELBO is below the evidence, by the KL gap."""
-    network = build_network("octave", **NETWORK, score_weight=0.0, residual=0.5)
+    network = build_network("octave", **NETWORK, score_weight=0.0, critic_weight=0.0, residual=0.5)
     for variable in network.trainable_variables:
         variable.assign(np.zeros(variable.shape))
     patches = rng.standard_normal((64, SIZE, SIZE)).astype(np.float32)
-    terms = {key: np.asarray(value) for key, value in network(patches).items()}
+    terms = {key: np.asarray(value) for key, value in network(inputs(patches)).items()}
     # Nothing is decoded: the details' density is N(0, 0.5) whatever the latents.
     coarse, evidence = patches[..., None], 0.0
     for _ in range(NETWORK["octaves"]):
@@ -133,12 +146,16 @@ def test_training_metrics_include_the_loss(patches):
     """Early stopping and the best checkpoint follow val_loss, which must be in the logs."""
     network = build_network("octave", **NETWORK)
     network.compile(optimizer="adam", jit_compile=False)
-    history = network.fit(patches, validation_data=(patches, None), verbose=0).history
+    history = network.fit(
+        inputs(patches), validation_data=(inputs(patches), None), verbose=0
+    ).history
     assert {"loss", "val_loss", "elbo", "val_elbo", "kl", "likelihood", "score"} <= set(history)
     for prefix in ("", "val_"):
         elbo = history[f"{prefix}likelihood"][0] - history[f"{prefix}kl"][0]
         np.testing.assert_allclose(history[f"{prefix}elbo"][0], elbo, rtol=1e-4)
         expected = history[f"{prefix}score"][0] - elbo
+        # The rivalry with the critic trains the network, and does not judge it.
+        expected += 0 if prefix else history["rivalry"][0]
         np.testing.assert_allclose(history[f"{prefix}loss"][0], expected, rtol=1e-4)
 
 
@@ -211,6 +228,14 @@ def test_octave_shapes(octave, rng, size):
     assert [scale.shape for _, scale in posterior] == [z.shape for z in latents]
 
 
+def test_training_and_encoding_have_one_posterior(octave, patches):
+    """The KL term of the ELBO is that of the posterior that `encode` gives."""
+    given = inputs(patches)
+    posterior = octave.encode(patches, given["environment"])
+    expected = sum(np.asarray(networks._kl(*each)) for each in posterior[1:])
+    np.testing.assert_allclose(octave(given)["kl"], expected, rtol=1e-4)
+
+
 def test_octave_encodes_the_coarsest_map_exactly(octave, patches):
     posterior = [mean for mean, _ in octave.encode(patches)]
     decoded = np.asarray(octave.decode(posterior))
@@ -244,7 +269,7 @@ def test_octaves_without_beam_do_not_depend_on_those_that_follow(octave, rng):
 
 
 def test_one_octave_decodes_without_beam(rng):
-    network = build_network("octave", octaves=1, channels=4, encoder_channels=4, latents=2)
+    network = build_network("octave", **(NETWORK | {"octaves": 1}))
     assert network.decode(normals(rng, network, 8, depth=2), beam=False).shape == (3, 8, 8)
 
 
@@ -258,6 +283,19 @@ def test_coarsest_map_has_its_variogram(octave):
     lag = np.hypot(x[:, None] - x, y[:, None] - y)
     np.testing.assert_allclose(differences, 0.4 * lag**0.7, atol=1e-4)
     np.testing.assert_allclose(covariance.sum(axis=0), 0, atol=1e-4)
+
+
+def test_typical_top_has_the_mean_variance(octave, rng):
+    latents = rng.standard_normal((500, 25)).astype(np.float32)
+    root = np.asarray(octave.top_matrix(5))
+    typical = octave.typical_top(latents)
+    maps = typical @ root.T
+    mean = np.mean((latents @ root.T) ** 2)
+    np.testing.assert_allclose((maps**2).mean(axis=1), mean, rtol=0.1)
+    assert np.std((maps**2).mean(axis=1)) < 1e-4 * mean
+    # The same map but for a factor.
+    ratio = typical / latents
+    np.testing.assert_allclose(ratio, ratio[:, :1] * np.ones(25), rtol=1e-4)
 
 
 def test_adapt_measures_scales_and_variogram(rng):
@@ -290,10 +328,97 @@ def test_energy_score_in_closed_form(rng):
     """One number a pixel: E|x - s| - E|s - s'|/2 with normals is (sqrt(1 + s^2) - s/sqrt 2)..."""
     truth, one, other = (rng.standard_normal((8, 64, 64, 1)).astype(np.float32) for _ in range(3))
     scale = 0.5
-    found = networks._energy_distance(truth, scale * one, scale * other, 1)
+    found = networks._energy_distance(truth, scale * one, scale * other)
     # E|N(0, v)| = sqrt(2 v / pi).
     expected = np.sqrt(2 / np.pi) * (np.sqrt(1 + scale**2) - 0.5 * np.sqrt(2) * scale)
     np.testing.assert_allclose(float(ops.mean(found)), expected, rtol=0.01)
+
+
+def test_ridge_filters_see_ridges(rng):
+    """Each answers most to a ridge along its own direction, and to no constant or gradient."""
+    y, x = np.mgrid[:24, :24] - 11.5
+    for number, angle in enumerate(np.pi / 6 * np.arange(6)):
+        ridge = np.exp(-0.5 * ((y * np.cos(angle) - x * np.sin(angle)) / 0.9) ** 2)
+        tilted = (ridge + 3.0 + 0.2 * x - 0.1 * y)[None, ..., None].astype(np.float32)
+        response = np.asarray(networks._texture(tilted)[0])[0]
+        assert response[9, 9].argmax() == number
+        flat = np.asarray(networks._texture(tilted - ridge[None, ..., None].astype(np.float32))[0])
+        np.testing.assert_allclose(flat, 0, atol=1e-5)
+    norms = (networks._RIDGES**2).sum(axis=(0, 1))
+    np.testing.assert_allclose(norms, 1, rtol=1e-6)
+
+
+def test_texture_of_white_noise(rng):
+    """Unit filters of Gaussian white noise: standard normal responses, no kurtosis or skewness."""
+    noise = rng.standard_normal((16, 70, 70, 1)).astype(np.float32)
+    ridges, _, patch = (np.asarray(part) for part in networks._texture(noise))
+    assert ridges.shape == (16, 64, 64, 6)
+    np.testing.assert_allclose(ridges.std(), 1, rtol=0.02)
+    modulus, kurtosis, skewness, scatter = np.split(patch.mean(axis=0), 4)
+    np.testing.assert_allclose(modulus, np.log(np.sqrt(2 / np.pi)), atol=0.03)
+    np.testing.assert_allclose(kurtosis, 0.5 * np.log(3.1), atol=0.03)
+    np.testing.assert_allclose(skewness, 0, atol=0.02)
+    assert (scatter > 0).all()
+
+
+def test_texture_score_prefers_the_right_direction(rng):
+    def striped(axis: int) -> tuple:
+        noise = ndimage.gaussian_filter1d(rng.standard_normal((32, 40, 40, 1)), 3.0, axis=axis)
+        return networks._texture((noise / noise.std()).astype(np.float32))
+
+    truth = striped(1)
+    right = networks._texture_score(truth, striped(1), striped(1))
+    wrong = networks._texture_score(truth, striped(2), striped(2))
+    assert right.shape == (32,)
+    assert float(ops.mean(right)) < float(ops.mean(wrong)) - 0.05
+
+
+def test_critic_and_decoder_learn_from_opposite_sides(octave, rng):
+    """The decoder's part of the loss leaves the critic alone, and the other way round."""
+    import tensorflow as tf
+
+    octave.critic.head.assign(rng.standard_normal(octave.critic.head.shape))
+    real, noise = rng.standard_normal((2, 3, 16, 16, 1)).astype(np.float32)
+    shift = tf.Variable(0.1)
+    environment = np.zeros(3, np.float32)
+
+    def slopes(weight: float) -> tuple[float, list[np.ndarray]]:
+        octave.critic_weight = weight
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(octave._rivalry(real, noise + shift, environment, 0))
+        variables = octave.critic.trainable_variables
+        slope, *rest = tape.gradient(loss, [shift, *variables], unconnected_gradients="zero")
+        return float(slope), [np.asarray(each) for each in rest]
+
+    (none, alone), (some, both) = slopes(0.0), slopes(0.7)
+    assert none == 0.0
+    assert abs(some) > 1e-4
+    for one, other in zip(alone, both, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert any(np.abs(each).max() > 1e-3 for each in both)
+
+
+def test_environment_changes_what_is_drawn(octave, rng):
+    latents = normals(rng, octave, 16)
+    diffuse = np.asarray(octave.decode(latents))
+    mixed = np.asarray(octave.decode(latents, environment=np.array([0, 1, 0], np.float32)))
+    np.testing.assert_allclose(mixed[[0, 2]], diffuse[[0, 2]], atol=1e-6)
+    assert np.std(mixed[1] - diffuse[1]) > 0.01
+
+
+@pytest.mark.parametrize("grid", [6, 9, 24])
+def test_wide_latents_have_unit_variance(octave, rng, grid):
+    """At the edges, too; and neighbours share them."""
+    z = rng.standard_normal((4000, grid, grid, 2)).astype(np.float32)
+    for window, averaged in zip((9, 17), octave._wide_latents(z), strict=True):
+        field = np.asarray(averaged)[..., 0]
+        np.testing.assert_allclose(field.std(axis=0), 1, atol=0.06)
+        reach = min(window, grid)
+        expected = 1 - 1 / reach if grid > window else None
+        if expected:
+            middle = grid // 2
+            shared = np.corrcoef(field[:, middle, middle], field[:, middle, middle + 1])[0, 1]
+            assert shared == pytest.approx(expected, abs=0.02)
 
 
 def test_too_large_a_coarsest_map_is_refused():

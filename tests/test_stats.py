@@ -104,6 +104,32 @@ def test_spectrum_by_direct_sum(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(found[0, 0], expected)
 
 
+def test_correlation_of_known_mixtures(rng: np.random.Generator) -> None:
+    """Fields that share their low multipoles, and a part of their high ones."""
+    wide = gaussian_field(rng, 60, 64, PIXEL, lambda ell: ell**-1.0)
+    other = gaussian_field(rng, 60, 64, PIXEL, lambda ell: ell**-1.0)
+    edges = spectra.ell_bins(64, PIXEL, n=6)
+    ell, same = spectra.flat_correlation(wide, 5 - 3 * wide, PIXEL, edges)
+    np.testing.assert_allclose(same, -1)
+    np.testing.assert_allclose(ell, spectra.flat_spectrum(wide, PIXEL, edges)[0])
+    mixed = 0.6 * wide + 0.8 * other
+    _, found = spectra.flat_correlation(wide, mixed, PIXEL, edges)
+    assert found.shape == (60, len(edges) - 1)
+    np.testing.assert_allclose(found[:, 2:].mean(axis=0), 0.6, atol=0.06)
+    # By hand, from whole transforms of one pair.
+    window = spectra.apodisation(64)
+    modes = [
+        fft.fft2(window * (p[0] - (window * p[0]).sum() / window.sum())) for p in (wide, mixed)
+    ]
+    k = 2 * np.pi * np.hypot(*np.meshgrid(*[fft.fftfreq(64, PIXEL * ARCMIN)] * 2))
+    inside = (k >= edges[3]) & (k < edges[4])
+    one, two = (m[inside] for m in modes)
+    expected = (one * two.conj()).real.sum() / np.linalg.norm(one) / np.linalg.norm(two)
+    assert found[0, 3] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="make no pairs"):
+        spectra.flat_correlation(wide, other[:5], PIXEL, edges)
+
+
 def test_radial_spectrum(rng: np.random.Generator) -> None:
     cycles, power = spectra.radial_spectrum(rng.standard_normal((200, 33, 33)))
     np.testing.assert_array_equal(cycles, np.arange(1, 17))
@@ -180,6 +206,33 @@ def test_band_moments(rng: np.random.Generator) -> None:
     assert kurt.min() > 0.5
     with pytest.raises(ValueError, match="constant"):
         moments.band_moments(np.zeros((1, 96, 96)), PIXEL, bands)
+
+
+def test_moments_by_brightness(rng: np.random.Generator) -> None:
+    """White noise of a known amplitude and kurtosis in each half of a patch."""
+    n, size, grid = 40, 64, 8
+    brightness = np.zeros((n, grid, grid))
+    brightness[:, :, grid // 2 :] = 1
+    noise = rng.standard_normal((n, size, size))
+    # A heavy-tailed field on the right: Laplace noise has an excess kurtosis of 3.
+    noise[:, :, size // 2 :] = 3 * rng.laplace(scale=np.sqrt(0.5), size=(n, size, size // 2))
+    lmin = 0.35 * spectra.nyquist(PIXEL)
+    rms, kurtosis = moments.moments_by_brightness(
+        noise, PIXEL, lmin, brightness, np.array([-np.inf, 0.5, np.inf])
+    )
+    # The filter is the same on both sides, but for what it mixes across the border.
+    assert np.median(rms[:, 1] / rms[:, 0]) == pytest.approx(3, rel=0.1)
+    assert np.median(kurtosis[:, 0]) == pytest.approx(0, abs=0.4)
+    assert np.median(kurtosis[:, 1]) > 1
+    # A value on an edge is the brighter class; a class without pixels is unknown.
+    rms, _ = moments.moments_by_brightness(
+        noise, PIXEL, lmin, brightness, np.array([-np.inf, 1, 2, np.inf])
+    )
+    assert np.isfinite(rms[:, :2]).all()
+    assert np.isnan(rms[:, 2]).all()
+    assert (rms[:, 1] > rms[:, 0]).all()
+    with pytest.raises(ValueError, match="m a divisor of 64"):
+        moments.moments_by_brightness(noise, PIXEL, lmin, brightness[:, :7, :7], np.arange(3))
 
 
 def test_pixel_histogram(rng: np.random.Generator) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 
 from pysm_vae.stats.spectra import bandpass_filter, check_patches, standardise
 
+# A mean square of fewer pixels says little about a class of brightness.
+_FEWEST_PIXELS = 32
+
 
 def band_moments(
     patches: np.ndarray, pixel_size: float, bands: Sequence[tuple[float, float | None]]
@@ -51,6 +54,68 @@ def band_moments(
         skewness[:, number] = (squared * field).mean(axis=(1, 2))
         kurtosis[:, number] = (squared**2).mean(axis=(1, 2)) - 3
     return skewness, kurtosis
+
+
+def moments_by_brightness(
+    patches: np.ndarray,
+    pixel_size: float,
+    lmin: float,
+    brightness: np.ndarray,
+    edges: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Amplitude and excess kurtosis of each patch's small scales where it is faint or bright.
+
+    Parameters
+    ----------
+    patches : array, shape (n, size, size)
+        In any unit.
+    pixel_size : float
+        Arcminutes.
+    lmin : float
+        Multipole above which scales are small. Pixels that the edges of the patch reach do not
+        count (see `bandpass_filter`).
+    brightness : array, shape (n, m, m)
+        Of blocks of the patch, such as its block means: ``size`` is a multiple of m.
+    edges : array, shape (nc + 1,)
+        Increasing edges of the classes of brightness. A value on an edge counts as brighter, and
+        the outer classes are open.
+
+    Returns
+    -------
+    rms : array, shape (n, nc)
+        In the patches' unit; NaN where a patch has fewer than 32 such pixels.
+    excess_kurtosis : array, shape (n, nc)
+        ``⟨x⁴⟩/⟨x²⟩² − 3`` of the pixels of the class; NaN likewise.
+
+    Raises
+    ------
+    ValueError
+        If the arguments are unfit.
+    """
+    patches = check_patches(patches)
+    n, size, _ = patches.shape
+    brightness = np.asarray(brightness, np.float64)
+    grid = brightness.shape[-1]
+    if brightness.shape != (n, grid, grid) or size % grid:
+        raise ValueError(
+            f"brightness of shape {brightness.shape} does not fit {n} patches of {size} pixels: "
+            f"it must be ({n}, m, m), with m a divisor of {size}."
+        )
+    filtered, interior = bandpass_filter(patches, pixel_size, lmin, None)
+    small = filtered[:, interior, interior].reshape(n, -1)
+    inner = np.searchsorted(np.asarray(edges)[1:-1], brightness, side="right")
+    label = np.repeat(np.repeat(inner, size // grid, axis=1), size // grid, axis=2)
+    label = label[:, interior, interior].reshape(n, -1)
+    rms = np.full((n, len(edges) - 1), np.nan)
+    kurtosis = np.full_like(rms, np.nan)
+    for i in range(n):
+        for number in range(rms.shape[1]):
+            squared = small[i, label[i] == number] ** 2
+            if len(squared) >= _FEWEST_PIXELS:
+                variance = squared.mean()
+                rms[i, number] = np.sqrt(variance)
+                kurtosis[i, number] = (squared**2).mean() / variance**2 - 3
+    return rms, kurtosis
 
 
 def pixel_histogram(patches: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -1,13 +1,17 @@
 """Prior samples of a generator beside real sky that it never saw, with the controls that count.
 
 Figures without references mean little: regions of real sky differ from each other by factors. So
-each candidate (prior samples, samples drawn for the held-out patches' own large scales) stands
-beside real sky from other regions, a modulated Gaussian of the held-out patches' spectrum, and the
-network of Thorne, Knox & Prabhu (2021), all measured alike against the same held-out patches.
+each candidate (prior samples, samples drawn for the held-out patches' own large scales, and any
+peer's patches) stands beside real sky from other regions, a modulated Gaussian of the held-out
+patches' spectrum, and the network of Thorne, Knox & Prabhu (2021), all measured alike against the
+same held-out patches.
 
 Everything is measured on the pixel grid. Maps of about the same scale (see `SCALE_RANGE`) are
 compared pixel by pixel as the network sees them, and spectra and bands are laid out in cycles per
 patch, so that the figures of maps with other pixel sizes line up.
+
+`evaluate` makes an `Evaluation`; `pool` puts several of them (folds) together; `write_report`
+leaves them as figures for people (HTML, PNG) and programs (JSON).
 """
 
 from __future__ import annotations
@@ -15,34 +19,36 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
+from astropy.io import fits
 
 from pysm_vae.files import atomic_write, writable_folder
-from pysm_vae.stats.compare import DISTANCES, Summary, distance, summarise, yardstick
+from pysm_vae.stats.compare import Summary, summarise
+from pysm_vae.stats.comparison import (
+    CANDIDATES,
+    Comparison,
+    Conditioning,
+    Evaluation,
+    finite,
+)
 from pysm_vae.stats.controls import modulated_gaussian
-from pysm_vae.stats.minkowski import band_overlap
-from pysm_vae.stats.spectra import ell_bins, fundamental, standardise
-from pysm_vae.vae.generator import Generator, load_generator
-from pysm_vae.vae.patches import PatchSet, grid_patches, tangent_grid
+from pysm_vae.stats.moments import moments_by_brightness
+from pysm_vae.stats.page import write_page
+from pysm_vae.stats.panels import draw_sheet
+from pysm_vae.stats.spectra import ell_bins, flat_correlation, fundamental, standardise
+from pysm_vae.stats.twosample import TwoSample, both_ways, halves
+from pysm_vae.vae.generator import BATCH, Generator, load_generator
+from pysm_vae.vae.patches import PatchSet, SkyMap, grid_patches, read_map, tangent_grid
 
 if TYPE_CHECKING:
+    from pysm_vae.simulate import Progress
     from pysm_vae.vae.training import TrainingMap
-
-CANDIDATES = {
-    "samples": "prior samples",
-    "conditional": "conditional samples",
-    "modulated_gaussian": "modulated Gaussian",
-    "thorne2021": "thorne2021",
-}
-"""What is compared with the held-out patches, and its name in tables and figures."""
-
-MINKOWSKI = ("minkowski_v0", "minkowski_v1", "minkowski_v2")
 
 SCALE_RANGE = 1.5
 """Real regions count as references if their pixel size is within this factor of the held-out's.
@@ -52,171 +58,29 @@ Dust is only *close* to scale-free, and a wide choice of regions would make the 
 # needs a quarter of the patch free of edge effects, which leaves 3/8 on each side for its kernel.
 _LONGEST_WAVE = 48.0
 _WAVE_OF_SIZE = 0.75
-# Shortest wavelength of the bands: beyond the beam there is little dust.
+# Shortest wavelength of bands and spectra: beyond the beam there is little dust.
 _SHORTEST_WAVE = 3.0
-_SPECTRUM_BINS = 8
+_SPECTRUM_BINS = 9
 # Relative margin of multipoles that would otherwise fall on a limit that rounding may cross.
 _MARGIN = 1e-6
+# Each half of a region needs so many patches for a classifier to learn from it.
+_FEWEST_PATCHES = 4
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The held-out patches of one map, and everything that is compared with them.
+class CandidateSky:
+    """A simulated sky to be judged; patches are cut from all of it.
 
     Attributes
     ----------
-    name : str
-        Name of the map.
-    regions : tuple of str
-        Its held-out regions.
-    pixel_size : float
-        Arcmin.
-    held_out : Summary
-        Of the held-out patches.
-    real : dict of str to Summary
-        Of the patches of other real regions, each on its own map's pixels.
-    candidates : dict of str to Summary
-        Of what is to be judged; keys as in `CANDIDATES`.
-    examples : dict of str to array, shape (m, size, size)
-        Up to eight standardised patches of each, for the figure.
+    sky : SkyMap
+        Of log-intensity.
+    pixel_size : float, optional
+        Arcmin; by default that of the held-out map.
     """
 
-    name: str
-    regions: tuple[str, ...]
-    pixel_size: float
-    held_out: Summary
-    real: dict[str, Summary]
-    candidates: dict[str, Summary]
-    examples: dict[str, np.ndarray] = field(repr=False)
-
-    def distances(self, candidate: str) -> dict[str, float]:
-        """Distances of a candidate from the held-out patches (see `compare.distance`)."""
-        return distance(self.candidates[candidate], self.held_out)
-
-    def yardsticks(self, candidate: str) -> dict[str, float]:
-        """Those distances over the median real region's (see `compare.yardstick`)."""
-        return yardstick(self.candidates[candidate], self.held_out, list(self.real.values()))
-
-    def real_distances(self) -> dict[str, dict[str, float]]:
-        """Distances of each real region from the held-out patches."""
-        return {name: distance(summary, self.held_out) for name, summary in self.real.items()}
-
-    def overlaps(self, candidate: str) -> dict[str, float]:
-        """Overlap of a candidate's Minkowski bands with the held-out ones, 0 to 1."""
-        return _overlaps(self.candidates[candidate], self.held_out)
-
-    def real_overlaps(self) -> dict[str, float]:
-        """Overlap of the real regions' Minkowski bands with the held-out ones: their median."""
-        found = [_overlaps(summary, self.held_out) for summary in self.real.values()]
-        return {name: float(np.median([entry[name] for entry in found])) for name in MINKOWSKI}
-
-    def spectrum_ratio(self, summary: Summary) -> dict[str, np.ndarray]:
-        """Percentiles of a set's spectra in each bin over the held-out patches' median."""
-        middle = np.median(self.held_out.spectrum, axis=0)
-        p16, median, p84 = np.percentile(summary.spectrum, [16, 50, 84], axis=0) / middle
-        return {"p16": p16, "median": median, "p84": p84}
-
-    def cycles(self) -> np.ndarray:
-        """Mean wavenumber of the spectrum's bins, in cycles per patch."""
-        return self.held_out.ell / fundamental(self.held_out.size, self.pixel_size)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure as plain numbers and lists."""
-        sets = {"held_out": self.held_out, **self.candidates}
-        return {
-            "map": self.name,
-            "regions": list(self.regions),
-            "pixel_size_arcmin": self.pixel_size,
-            "patches": {name: len(summary) for name, summary in sets.items()},
-            "cycles_per_patch": self.cycles().tolist(),
-            "ell": self.held_out.ell.tolist(),
-            "spectrum_ratio": {
-                name: {key: value.tolist() for key, value in self.spectrum_ratio(summary).items()}
-                for name, summary in sets.items()
-            },
-            "distances": {name: self.distances(name) for name in self.candidates},
-            "yardsticks": {name: self.yardsticks(name) for name in self.candidates},
-            "minkowski_overlap": {
-                "real": self.real_overlaps(),
-                **{name: self.overlaps(name) for name in self.candidates},
-            },
-            "real_regions": {
-                name: {
-                    "patches": len(summary),
-                    "distances": distance(summary, self.held_out),
-                    "minkowski_overlap": _overlaps(summary, self.held_out),
-                    "statistics": summary.to_json(),
-                }
-                for name, summary in self.real.items()
-            },
-            "statistics": {name: summary.to_json() for name, summary in sets.items()},
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a generator's samples compare with held-out sky; made by `evaluate`.
-
-    Attributes
-    ----------
-    name, sha256 : str
-        The weights.
-    size : int
-        Pixels a side of the patches.
-    n : int
-        Prior samples.
-    seed : int
-        Of samples and controls.
-    comparisons : tuple of Comparison
-        One for each map with held-out regions.
-    notes : tuple of str
-        What was left out, and why.
-    """
-
-    name: str
-    sha256: str
-    size: int
-    n: int
-    seed: int
-    comparisons: tuple[Comparison, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure as plain numbers and lists; an infinite distance becomes None."""
-        return _finite(
-            {
-                "weights": self.name,
-                "sha256": self.sha256,
-                "size": self.size,
-                "samples": self.n,
-                "seed": self.seed,
-                "notes": list(self.notes),
-                "summary": figures_for_card(self),
-                "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            }
-        )
-
-    def table(self) -> Table:
-        """Table of the figures, to print with rich.
-
-        The yardstick is the distance from the held-out patches over the median real region's: 1
-        means as much like this sky as another region of sky is. The column of the real regions
-        gives their range.
-        """
-        candidates = [
-            name for name in CANDIDATES if any(name in c.candidates for c in self.comparisons)
-        ]
-        table = Table(
-            title=f"{self.name}: samples beside held-out sky",
-            caption="\n".join(self.notes) or None,
-        )
-        for heading in ("", "held-out sky", "other real sky", *map(CANDIDATES.get, candidates)):
-            table.add_column(heading, justify="right" if heading else "left")
-        for comparison in self.comparisons:
-            for row in _rows(comparison, candidates):
-                table.add_row(*row)
-            table.add_section()
-        return table
+    sky: SkyMap
+    pixel_size: float | None = None
 
 
 def evaluate(
@@ -228,14 +92,29 @@ def evaluate(
     n: int = 256,
     size: int | None = None,
     seed: int = 0,
+    spacing: float = 0.5,
     thorne2021: Generator | None = None,
+    candidates: Mapping[str, np.ndarray | CandidateSky] | None = None,
+    two_sample: bool = True,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a generator's samples with held-out patches of real sky.
 
-    The held-out patches are `grid_patches` of the regions, at each map's pixel size. Conditional
-    samples are drawn for their block means, on the coarsest grid that the network was trained from.
-    The modulated Gaussian keeps the held-out patches' own largest scales (below one cycle per
-    patch or ℓ = 100), and its amplitude follows them over half a patch.
+    The held-out patches are `grid_patches` of the regions, at each map's pixel size; a map into
+    whose regions no two patches fit is left out, with a note. Samples are drawn in the map's
+    environment, and calibrated as users get them. Conditional samples are drawn for the patches'
+    block means, on the coarsest grid that the network was trained from, at least two a patch.
+    Reconstructions are the decoded posterior means of the held-out patches (of networks whose
+    encoder is shipped). The modulated Gaussian keeps the held-out patches' own largest scales
+    (below one cycle per patch or ℓ = 100), and its amplitude follows them over half a patch.
+
+    The two-sample test compares like with like. The held-out patches are cut in two halves that
+    share no sky (`twosample.halves`); a candidate in its draws for either half, or, if it knows no
+    patches, in two; each other real region in two halves of its own. A classifier is trained to
+    tell the first half of a set from real sky (the first half of the held-out patches, and, with
+    the same weight, all real regions but the one in question), and scored on the second halves of
+    the set and of the held-out patches, whose sky it never saw; then the other way round. A
+    candidate shows it as many patches as a real region does (the median one).
 
     Parameters
     ----------
@@ -254,87 +133,99 @@ def evaluate(
     size : int, optional
         Pixels a side; by default that of the generator's training.
     seed : int
-        Of samples and controls.
+        Of samples, controls and classifiers.
+    spacing : float
+        Of the real patches' centres, in sides of a patch, held-out and reference regions alike.
+        Less than 1 makes patches overlap: they show more of a small region, but are not
+        independent, so that more of them do not shrink errors in proportion.
     thorne2021 : Generator, optional
         The reference network; left out, with a note, if its patches have another size.
+    candidates : mapping of str to array or CandidateSky, optional
+        More sets to judge, by name: patches of log-intensity of shape (m, size, size), or
+        simulated skies, which are cut into patches as the real ones are. No more than ``n`` of
+        each are looked at, spread over the set.
+    two_sample : bool
+        Whether to train classifiers: 10 s or so for each candidate and each real region.
+    progress : callable, optional
+        Called with ``"two_sample"``, how many classifiers are trained, and of how many.
 
     Raises
     ------
     ValueError
-        If no map has a region, no patch of this size fits into it, or there is no real region to
-        compare with.
+        If an argument is unfit, no map has a region, no patch of this size fits into it, or there
+        is no real region to compare with.
     """
-    if n < 2:
-        raise ValueError(f"n={n}: at least two samples are needed, since their scatter is used")
     size = generator.size if size is None else size
-    known = [name for m in maps for name in m.sky.region_names]
-    unknown = sorted({*regions, *(real_regions or ())} - set(known))
-    if unknown or not regions:
-        raise ValueError(
-            f"regions {unknown or list(regions)} are in none of the maps: choose from "
-            f"{', '.join(known)}"
-        )
-    both = sorted(set(regions) & set(real_regions or ()))
-    if both:
-        raise ValueError(f"regions {both} are held out and cannot be references as well")
-    notes = []
+    candidates = {} if candidates is None else candidates
+    _check_arguments(maps, regions, real_regions, n, size, spacing, candidates)
+    notes: list[str] = []
     if thorne2021 is not None and thorne2021.size != size:
         notes.append(
             f"thorne2021 left out: its patches have {thorne2021.size} pixels a side, not {size}"
         )
         thorne2021 = None
+    cut = _cut_maps(maps, regions, real_regions, size, spacing, notes)
 
-    cut = []
-    for held in maps:
-        own = tuple(name for name in held.sky.region_names if name in regions)
-        if own:
-            patches = grid_patches(held.sky, size, held.pixel_size, regions=own)
-            if len(patches) < 2:
-                raise ValueError(
-                    f"only one patch of {size} pixels fits into {', '.join(own)}: at least two "
-                    "are needed. Take smaller patches."
-                )
-            real = _real_sets(held, patches, maps, regions, real_regions, size, notes)
-            cut.append((held, own, patches, real))
-    # Samples do not depend on the map: all maps are compared with the same ones.
-    drawn = {"samples": generator.sample(n, size, seed)}
+    drawn = {}
     if thorne2021 is not None:
         drawn["thorne2021"] = thorne2021.sample(n, seed=seed)
-    comparisons = []
+    # Samples depend on nothing of a map but its environment.
+    samples = {
+        environment: generator.sample(n, size, seed, environment=environment)
+        for environment in dict.fromkeys(held.environment for held, *_ in cut)
+    }
+    comparisons, jobs = [], []
     for number, (held, own, patches, real) in enumerate(cut):
+        others = {
+            name: _thinned(_candidate_patches(found, size, held.pixel_size, spacing), n)
+            for name, found in candidates.items()
+        }
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, number))))
-        candidates = dict(drawn)
-        if generator.conditional:
-            candidates["conditional"] = _conditional(generator, patches.patches, n, seed)
-        candidates["modulated_gaussian"] = _control(patches.patches, held.pixel_size, n, rng)
+        # Sets that are drawn for the held-out patches: so many for each.
+        tied = {"modulated_gaussian": _control(patches.patches, held.pixel_size, n, rng)}
         options = _options(size, held.pixel_size)
-        comparisons.append(
-            Comparison(
-                name=held.sky.name,
-                regions=own,
-                pixel_size=held.pixel_size,
-                held_out=summarise(patches.patches, held.pixel_size, **options),
-                real={
-                    name: summarise(other, held.pixel_size, **options)
-                    for name, other in real.items()
-                },
-                candidates={
-                    name: summarise(candidates[name], held.pixel_size, **options)
-                    for name in CANDIDATES
-                    if name in candidates
-                },
-                examples={
-                    name: standardise(_examples(found).astype(np.float64))
-                    for name, found in {"held_out": patches.patches, **candidates}.items()
-                },
+        conditioning = None
+        if generator.conditional:
+            coarse = _block_means(generator, patches.patches)
+            tied["conditional"] = _conditional(generator, coarse, size, n, seed, held.environment)
+            tied["reconstructions"] = _reconstruct(generator, patches.patches, held.environment)
+            conditioning = _measure_conditioning(
+                patches.patches, tied["conditional"], coarse, held.pixel_size, options["bins"]
             )
+        ours = {"samples": samples[held.environment], **drawn, **tied}
+        sets = {name: ours[name] for name in CANDIDATES if name in ours} | others
+        comparison = Comparison(
+            name=held.sky.name,
+            regions=own,
+            pixel_size=held.pixel_size,
+            held_out=summarise(patches.patches, held.pixel_size, **options),
+            real={
+                name: summarise(other.patches, held.pixel_size, **options)
+                for name, other in real.items()
+            },
+            candidates={
+                # A reconstruction has the scale of its original; to scale it would hide a loss.
+                name: summarise(
+                    found, held.pixel_size, standardise=name != "reconstructions", **options
+                )
+                for name, found in sets.items()
+            },
+            examples=_all_examples(patches.patches, sets, tied),
+            conditioning=conditioning,
         )
+        comparisons.append(comparison)
+        if two_sample:
+            side = size * held.pixel_size / 60
+            jobs.append(_two_sample_jobs(comparison, patches, real, sets, tied, side, notes))
+    if two_sample:
+        comparisons = _run_two_sample(comparisons, jobs, seed, progress)
     return Evaluation(
         name=generator.name,
         sha256=generator.sha256,
         size=size,
         n=n,
         seed=seed,
+        spacing=spacing,
         comparisons=tuple(comparisons),
         notes=tuple(notes),
     )
@@ -346,24 +237,23 @@ def evaluate_to_folder(
     regions: Sequence[str],
     out: str | Path,
     *,
-    real_regions: Sequence[str] | None = None,
-    n: int = 256,
-    size: int | None = None,
-    seed: int = 0,
     thorne2021: str | Path | None = "thorne2021",
+    **options: Any,
 ) -> Evaluation:
-    """Evaluate weights and leave ``evaluation.json`` and ``evaluation.png`` in a folder.
+    """Evaluate weights and leave the report in a folder (see `write_report`).
 
     Parameters
     ----------
     weights : str or path-like
         As `load_generator` takes them.
-    maps, regions, real_regions, n, size, seed
+    maps, regions
         See `evaluate`.
     out : path-like
         The folder.
     thorne2021 : str, path-like or None
         Weights of the reference network; None, or shipped ones that are not there, leave it out.
+    **options
+        What else `evaluate` takes.
 
     Raises
     ------
@@ -384,22 +274,209 @@ def evaluate_to_folder(
             if thorne2021 != "thorne2021":
                 raise
             note = "thorne2021 left out: no such weights are shipped"
-    result = evaluate(
-        generator,
-        maps,
-        regions,
-        real_regions=real_regions,
-        n=n,
-        size=size,
-        seed=seed,
-        thorne2021=reference,
-    )
+    result = evaluate(generator, maps, regions, thorne2021=reference, **options)
     if note:
-        result = Evaluation(**{**vars(result), "notes": (*result.notes, note)})
-    with atomic_write(out / "evaluation.json") as partial:
-        partial.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
-    draw(result, out / "evaluation.png")
+        result = replace(result, notes=(*result.notes, note))
+    write_report({result.name: result}, out)
     return result
+
+
+def write_report(evaluations: Mapping[str, Evaluation], out: str | Path) -> None:
+    """Write evaluations, such as the folds of one network, for people and for programs.
+
+    Leaves ``evaluation.json`` (``{"pooled": …, "evaluations": {name: …}}``: every figure),
+    ``evaluation.html`` (one page with figures and tables, which needs nothing else) and
+    ``evaluation.png`` (the first evaluation on a sheet, see `draw`).
+
+    Parameters
+    ----------
+    evaluations : mapping of str to Evaluation
+        By the name of the fold.
+    out : path-like
+        Folder, made if need be.
+
+    Raises
+    ------
+    ValueError
+        If there is no evaluation, or they cannot be pooled.
+    OSError
+        If the folder cannot be written to.
+    """
+    out = writable_folder(out)
+    pooled = pool(list(evaluations.values()))
+    figures = {
+        "pooled": pooled,
+        "evaluations": {name: each.to_json() for name, each in evaluations.items()},
+    }
+    with atomic_write(out / "evaluation.json") as partial:
+        partial.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    write_page(evaluations, pooled, out / "evaluation.html")
+    draw(next(iter(evaluations.values())), out / "evaluation.png")
+
+
+def draw(evaluation: Evaluation, path: Path) -> None:
+    """Draw the comparison with the first held-out map on one sheet: PNG, or what the suffix says.
+
+    Rows of example patches; spectra over the held-out median; kurtosis per band; Minkowski curves.
+    """
+    figure = draw_sheet(evaluation.comparisons[0], evaluation.name)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=90)
+
+
+def pool(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Put several folds together: medians over the folds, and every fold's own value.
+
+    A fold is the held-out part of one map; an evaluation with several held-out maps has several.
+    Spectra are put together patch by patch, each fold's set of patches with the same weight
+    whatever its size, in units of the pixel, so that folds of other pixel sizes line up in cycles
+    per patch.
+
+    Parameters
+    ----------
+    evaluations : sequence of Evaluation
+        Of patches of one size.
+
+    Returns
+    -------
+    dict
+        Plain numbers, lists and None (a fold that has no such figure):
+
+        - ``folds``: what they are; the lists below are in this order;
+        - ``labels``: names of the candidates for people;
+        - ``yardsticks``, ``minkowski_overlap_over_real``: ``{candidate: {measure: {"median": …,
+          "folds": […]}}}``;
+        - ``two_sample``: ``{"real" or candidate: {"auc": {…}, "over_real": {…}}}``, the AUC and how
+          far it is above that of the median real region (0 for real itself);
+        - ``cycles_per_patch``, and ``ell`` if all folds have the same pixels;
+        - ``spectrum_ratio``, ``spread_ratio``: ``{candidate: {"pooled": […], "folds": [[…], …]}}``,
+          a list has one value a bin. Median spectrum and 16–84 % spread of ln C_ℓ, over the data's;
+        - ``reconstruction_ratio``, ``correlation``, ``correlation_between_samples``: the same; None
+          if no fold has any.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to pool, or patch sizes differ.
+    """
+    folds = [(e, c) for e in evaluations for c in e.comparisons]
+    if not folds:
+        raise ValueError("no evaluations are given: there is nothing to pool")
+    sizes = {e.size for e in evaluations}
+    if len(sizes) > 1:
+        raise ValueError(f"the evaluations have patches of {sorted(sizes)} pixels: take one size")
+    comparisons = [c for _, c in folds]
+    labels = {name: label for c in comparisons for name, label in c.labels.items()}
+    pixels = {c.pixel_size for c in comparisons}
+
+    def over_folds(of: Callable[[Comparison], float | None]) -> dict[str, Any]:
+        values = [of(c) for c in comparisons]
+        known = [v for v in values if v is not None]
+        return {"median": float(np.median(known)) if known else None, "folds": values}
+
+    def measures(of: Callable[[Comparison, str], dict[str, float]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in labels:
+            entries = {id(c): of(c, name) for c in comparisons if name in c.candidates}
+            keys = dict.fromkeys(key for entry in entries.values() for key in entry)
+            found[name] = {
+                key: over_folds(lambda c, key=key, e=entries: e.get(id(c), {}).get(key))
+                for key in keys
+            }
+        return found
+
+    def aucs(of: Callable[[Comparison], float | None]) -> dict[str, Any]:
+        def over_real(c: Comparison) -> float | None:
+            auc, real = of(c), c.real_auc()
+            return None if auc is None or real is None else auc - real
+
+        return {"auc": over_folds(of), "over_real": over_folds(over_real)}
+
+    def spectra(of: Callable[[Comparison], Summary | None]) -> list[np.ndarray | None]:
+        """Each fold's spectra in units of the pixel."""
+        return [
+            s.spectrum / np.radians(c.pixel_size / 60) ** 2 if (s := of(c)) is not None else None
+            for c in comparisons
+        ]
+
+    held = spectra(lambda c: c.held_out)
+    ratios, spreads = {}, {}
+    for name in labels:
+        ours = spectra(lambda c, name=name: c.candidates.get(name))
+        # The data of the same folds.
+        data = [d for d, o in zip(held, ours, strict=True) if o is not None]
+        known = [o for o in ours if o is not None]
+        ratios[name] = {
+            "pooled": (_pooled(known, 50) / _pooled(data, 50)).tolist(),
+            "folds": [
+                None
+                if name not in c.candidates
+                else c.spectrum_ratio(c.candidates[name])["median"].tolist()
+                for c in comparisons
+            ],
+        }
+        logs = ([np.log(each) for each in sets] for sets in (known, data))
+        wide = (_pooled(s, 84) - _pooled(s, 16) for s in logs)
+        spreads[name] = {
+            "pooled": np.divide(*wide).tolist(),
+            "folds": [
+                None if name not in c.candidates else c.spread_ratio(c.candidates[name]).tolist()
+                for c in comparisons
+            ],
+        }
+
+    def per_patch(of: Callable[[Comparison], np.ndarray | None]) -> dict[str, Any] | None:
+        values = [of(c) for c in comparisons]
+        known = [v for v in values if v is not None]
+        if not known:
+            return None
+        return {
+            "pooled": _pooled(known, 50).tolist(),
+            "folds": [None if v is None else np.median(v, axis=0).tolist() for v in values],
+        }
+
+    def reconstructed(c: Comparison) -> np.ndarray | None:
+        found = c.candidates.get("reconstructions")
+        return None if found is None else found.spectrum / c.held_out.spectrum
+
+    tested = any(c.two_sample for c in comparisons)
+    found = {
+        "folds": [
+            {
+                "weights": e.name,
+                "map": c.name,
+                "regions": list(c.regions),
+                "pixel_size_arcmin": c.pixel_size,
+                "patches": len(c.held_out),
+            }
+            for e, c in folds
+        ],
+        "labels": labels,
+        "yardsticks": measures(Comparison.yardsticks),
+        "minkowski_overlap_over_real": measures(Comparison.relative_overlaps),
+        "two_sample": {
+            "real": aucs(Comparison.real_auc),
+            **{
+                name: aucs(lambda c, n=name: c.two_sample[n].auc if n in c.two_sample else None)
+                for name in labels
+                if any(name in c.two_sample for c in comparisons)
+            },
+        }
+        if tested
+        else None,
+        "cycles_per_patch": comparisons[0].cycles().tolist(),
+        "ell": comparisons[0].held_out.ell.tolist() if len(pixels) == 1 else None,
+        "spectrum_ratio": ratios,
+        "spread_ratio": spreads,
+        "reconstruction_ratio": per_patch(reconstructed),
+        "correlation": per_patch(
+            lambda c: None if c.conditioning is None else c.conditioning.with_held_out
+        ),
+        "correlation_between_samples": per_patch(
+            lambda c: None if c.conditioning is None else c.conditioning.between_samples
+        ),
+    }
+    return finite(found)
 
 
 def figures_for_card(evaluation: Evaluation) -> dict[str, Any]:
@@ -410,18 +487,29 @@ def figures_for_card(evaluation: Evaluation) -> dict[str, Any]:
     dict
         ``regions`` (held out), ``real_regions`` (that set the yardstick), ``patches``, ``size``,
         the ``yardsticks`` of each candidate, ``minkowski_overlap`` (0 to 1), ``spectrum_ratio``
-        (median sample over median held-out patch, at every other bin's ``cycles_per_patch``) and
+        and ``spread_ratio`` (sample over held-out patch, of the median and of the 16–84 % spread),
+        ``reconstruction_ratio`` (of networks that reconstruct; all three at every other bin's
+        ``cycles_per_patch``), ``two_sample`` (the classifier's AUC, if it was asked for) and
         ``kurtosis`` (median excess kurtosis, not its arcsinh that the yardstick takes, in bands of
         the given ``wavelengths_pixels``, next to the real sky's).
     """
     comparisons = evaluation.comparisons
-    names = [name for name in CANDIDATES if all(name in c.candidates for c in comparisons)]
+    # Reconstructions are no draws: of them a card has the spectrum alone.
+    names = [
+        name
+        for name in CANDIDATES
+        if name != "reconstructions" and all(name in c.candidates for c in comparisons)
+    ]
 
     def middle(values: Sequence[Any]) -> Any:
         return _round(np.median(np.array(values, np.float64), axis=0))
 
     def medians(entries: Sequence[dict[str, float]]) -> dict[str, float]:
-        return {key: middle([entry[key] for entry in entries]) for key in entries[0]}
+        return {
+            key: middle([entry[key] for entry in entries])
+            for key in entries[0]
+            if all(key in entry for entry in entries)
+        }
 
     def kurtosis(summaries: Sequence[Summary]) -> list[float]:
         # The finest two bands: the others hold only few waves a patch.
@@ -429,7 +517,7 @@ def figures_for_card(evaluation: Evaluation) -> dict[str, Any]:
 
     first = comparisons[0].held_out
     waves = 2 * np.pi / (first.bands * np.radians(first.pixel_size / 60))
-    return {
+    figures = {
         "regions": [name for c in comparisons for name in c.regions],
         "real_regions": sorted({name for c in comparisons for name in c.real}),
         "patches": sum(len(c.held_out) for c in comparisons),
@@ -445,113 +533,283 @@ def figures_for_card(evaluation: Evaluation) -> dict[str, Any]:
                 [c.spectrum_ratio(c.candidates["samples"])["median"][1::2] for c in comparisons]
             )
         },
+        "spread_ratio": {
+            "samples": middle([c.spread_ratio(c.candidates["samples"])[1::2] for c in comparisons])
+        },
         "wavelengths_pixels": _round(waves[-2:]),
         "kurtosis": {
             "held_out": kurtosis([c.held_out for c in comparisons]),
             **{name: kurtosis([c.candidates[name] for c in comparisons]) for name in names},
         },
     }
+    ratios = [c.reconstruction_ratio() for c in comparisons]
+    if all(ratio is not None for ratio in ratios):
+        figures["reconstruction_ratio"] = middle([ratio["median"][1::2] for ratio in ratios])
+    tested = [c for c in comparisons if c.real_two_sample]
+    if tested:
+        figures["two_sample"] = {
+            "real": middle([c.real_auc() for c in tested]),
+            **{name: middle([c.two_sample[name].auc for c in tested]) for name in names},
+        }
+    return figures
 
 
-def draw(evaluation: Evaluation, path: Path) -> None:
-    """Draw the comparison with the first held-out map on one sheet: PNG, or what the suffix says.
+def read_candidate(
+    path: str | Path,
+    *,
+    pixel_size: float | None = None,
+    fwhm: float | None = None,
+    min_latitude: float | None = None,
+) -> np.ndarray | CandidateSky:
+    """Read what is to be judged: a simulated sky, or a set of patches.
 
-    Rows of example patches; spectra over the held-out median; kurtosis per band; Minkowski curves.
+    Parameters
+    ----------
+    path : path-like
+        A map of dust intensity as `read_map` takes it; or patches of log-intensity, in any unit and
+        with any offset, of shape (n, size, size): a ``.npy`` file, a ``.npz`` file (its array
+        ``patches``, or its only one), or a FITS image cube.
+    pixel_size, fwhm : float, optional
+        Of a map's patches, and to smooth it to; arcmin.
+    min_latitude : float, optional
+        Leave out smaller Galactic latitudes of HEALPix maps, degrees.
+
+    Returns
+    -------
+    array or CandidateSky
+        As `evaluate` takes them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is neither, or a size is given for patches.
     """
-    from matplotlib.figure import Figure
-
-    comparison = evaluation.comparisons[0]
-    shown = {"held_out": "held-out sky"} | {
-        name: label for name, label in CANDIDATES.items() if name in comparison.candidates
-    }
-    colours = dict(zip(shown, ("black", "C0", "C2", "C1", "C3"), strict=False))
-    sets = {"held_out": comparison.held_out, **comparison.candidates}
-    figure = Figure(figsize=(15, 3.1 * 2 + 1.7 * len(shown)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.7 * len(shown), 6.6])
-    side = evaluation.size * comparison.pixel_size / 60
-    top.suptitle(
-        f"{evaluation.name}: log-intensity of standardised patches, {side:.3g}° a side, "
-        f"held out: {', '.join(comparison.regions)}"
-    )
-    panels = top.subplots(len(shown), 8, squeeze=False)
-    for row, name in zip(panels, shown, strict=True):
-        for panel in row:
-            panel.set_axis_off()
-        patches = comparison.examples[name]
-        for panel, patch in zip(row, patches, strict=False):
-            panel.imshow(patch, vmin=-2.5, vmax=2.5, cmap="inferno", origin="lower")
-            panel.set_axis_on()
-            panel.set_xticks([])
-            panel.set_yticks([])
-        row[0].set_ylabel(shown[name].replace(" ", "\n"))
-
-    (spectrum, kurtosis, skewness), curves = bottom.subplots(2, 3)
-    ell = comparison.held_out.ell
-    for name, label in shown.items():
-        ratio = comparison.spectrum_ratio(sets[name])
-        spectrum.plot(ell, ratio["median"], color=colours[name], label=label)
-        if name in ("held_out", "samples"):
-            spectrum.fill_between(ell, ratio["p16"], ratio["p84"], color=colours[name], alpha=0.15)
-    for summary in comparison.real.values():
-        median = comparison.spectrum_ratio(summary)["median"]
-        spectrum.plot(ell, median, color="grey", lw=0.8, ls="--")
-    spectrum.plot([], [], color="grey", lw=0.8, ls="--", label="other real regions")
-    spectrum.set(
-        xscale="log",
-        yscale="log",
-        ylim=(0.2, 5),
-        xlabel="multipole",
-        ylabel="spectrum over held-out median",
-    )
-    ticks = {
-        axis: [x for x in values if low <= x <= high]
-        for axis, values, (low, high) in (
-            ("x", (50, 100, 200, 500, 1000, 2000, 5000), spectrum.get_xlim()),
-            ("y", (0.2, 0.5, 1, 2, 5), spectrum.get_ylim()),
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"candidate {str(path)!r} does not exist. Check the path.")
+    patches = _read_patches(path)
+    if patches is None:
+        sky = read_map(path, fwhm=fwhm)
+        if sky.kind == "healpix":
+            sky.min_latitude = min_latitude
+        return CandidateSky(sky, pixel_size)
+    if pixel_size is not None or fwhm is not None:
+        raise ValueError(
+            f"{path} holds patches: they are judged pixel by pixel, and take no pixel size or FWHM"
         )
-    }
-    spectrum.set_xticks(ticks["x"], [f"{x:g}" for x in ticks["x"]])
-    spectrum.set_yticks(ticks["y"], [f"{y:g}" for y in ticks["y"]])
-    spectrum.minorticks_off()
-    spectrum.legend(fontsize=8, loc="lower left")
+    if patches.ndim != 3 or patches.shape[1] != patches.shape[2]:
+        raise ValueError(f"{path} has shape {patches.shape}: patches have (n, size, size)")
+    return patches
 
-    bands = [f"{low:.0f}–{high:.0f}" for low, high in comparison.held_out.bands]
-    place = np.arange(len(bands))
-    everything = sets | {f"real {name}": summary for name, summary in comparison.real.items()}
-    for statistic, panel in (("kurtosis", kurtosis), ("skewness", skewness)):
-        for i, (name, summary) in enumerate(everything.items()):
-            p16, median, p84 = np.percentile(getattr(summary, statistic), [16, 50, 84], axis=0)
-            panel.errorbar(
-                place + 0.08 * (i - 0.5 * len(everything)),
-                median,
-                [median - p16, p84 - median],
-                fmt="o",
-                ms=4,
-                color=colours.get(name, "grey"),
+
+def _read_patches(path: Path) -> np.ndarray | None:
+    """Patches of an array file or a FITS cube; None for what should be a map."""
+    if path.suffix in (".npy", ".npz"):
+        try:
+            with path.open("rb") as stream:
+                found = np.load(stream, allow_pickle=False)
+                if isinstance(found, np.ndarray):
+                    return found
+                name = "patches" if "patches" in found.files else found.files[0]
+                if name != "patches" and len(found.files) > 1:
+                    raise ValueError(f"its arrays are {found.files}, none of them 'patches'")
+                return found[name]
+        except (ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read as patches: {error}") from error
+    try:
+        with fits.open(path) as hdus:
+            for hdu in hdus:
+                if isinstance(hdu, fits.BinTableHDU) and not isinstance(hdu, fits.CompImageHDU):
+                    return None
+                shape = hdu.shape
+                if len(shape) >= 2:
+                    cube = len(shape) == 3 and shape[0] > 1 and shape[1] == shape[2]
+                    return np.array(hdu.data, np.float64) if cube else None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as FITS ({error}).") from error
+    return None
+
+
+def _check_arguments(
+    maps: Sequence[TrainingMap],
+    regions: Sequence[str],
+    real_regions: Sequence[str] | None,
+    n: int,
+    size: int,
+    spacing: float,
+    candidates: Mapping[str, np.ndarray | CandidateSky],
+) -> None:
+    if n < 2:
+        raise ValueError(f"n={n}: at least two samples are needed, since their scatter is used")
+    if not 0.05 <= spacing <= 10:
+        raise ValueError(f"spacing={spacing}: give 0.05 to 10 sides of a patch")
+    known = [name for m in maps for name in m.sky.region_names]
+    unknown = sorted({*regions, *(real_regions or ())} - set(known))
+    if unknown or not regions:
+        raise ValueError(
+            f"regions {unknown or list(regions)} are in none of the maps: choose from "
+            f"{', '.join(known)}"
+        )
+    both = sorted(set(regions) & set(real_regions or ()))
+    if both:
+        raise ValueError(f"regions {both} are held out and cannot be references as well")
+    for name, found in candidates.items():
+        if name in CANDIDATES or name in ("held_out", "real"):
+            raise ValueError(f"candidate {name!r} has a name that is taken: give it another")
+        if isinstance(found, CandidateSky):
+            continue
+        shape = np.shape(found)
+        if len(shape) != 3 or shape[1:] != (size, size) or shape[0] < 2:
+            raise ValueError(
+                f"candidate {name!r} has shape {shape}: it must hold two or more patches, "
+                f"(n, {size}, {size}). Cut it again, or evaluate patches of its size."
             )
-        panel.axhline(0, color="grey", lw=0.5)
-        panel.set_xticks(place, bands)
-        panel.set(xlabel="multipoles of the band", ylabel=f"{statistic} of a patch")
-    kurtosis.set_ylabel("excess kurtosis of a patch")
-    kurtosis.set_yscale("symlog", linthresh=1)
-    for number, panel in enumerate(curves):
-        for name, label in shown.items():
-            values = getattr(sets[name], MINKOWSKI[number])
-            mean, scatter = values.mean(axis=0), values.std(axis=0, ddof=1)
-            thresholds = sets[name].thresholds
-            panel.plot(thresholds, mean, color=colours[name], label=label)
-            if name in ("held_out", "samples"):
-                panel.fill_between(
-                    thresholds, mean - scatter, mean + scatter, color=colours[name], alpha=0.15
+        if not np.isfinite(found).all():
+            raise ValueError(f"candidate {name!r} has pixels that are not finite: leave them out")
+
+
+def _cut_maps(
+    maps: Sequence[TrainingMap],
+    regions: Sequence[str],
+    real_regions: Sequence[str] | None,
+    size: int,
+    spacing: float,
+    notes: list[str],
+) -> list[tuple[TrainingMap, tuple[str, ...], PatchSet, dict[str, PatchSet]]]:
+    """Each map with held-out regions, these, their patches, and the real regions' patches."""
+    cut, misfits = [], []
+    for held in maps:
+        own = tuple(name for name in held.sky.region_names if name in regions)
+        if not own:
+            continue
+        try:
+            patches = _grid(held.sky, size, held.pixel_size, spacing, own)
+            if len(patches) < 2:
+                raise ValueError(
+                    f"only one patch of {size} pixels fits into {', '.join(own)}: at least two "
+                    "are needed. Take smaller patches."
                 )
-        panel.set(xlabel="threshold / σ", ylabel=f"$V_{number}$")
-        panel.set_title(f"above ℓ = {comparison.held_out.lmin_high_pass:.0f}", fontsize=9)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=90)
+            real = _real_sets(held, patches, maps, regions, real_regions, size, spacing, notes)
+        except ValueError as error:
+            misfits.append(error)
+            notes.append(f"{', '.join(own)} left out: {error}")
+            continue
+        cut.append((held, own, patches, real))
+    if not cut:
+        raise misfits[0]
+    return cut
 
 
-def _overlaps(one: Summary, other: Summary) -> dict[str, float]:
-    return {name: band_overlap(getattr(one, name), getattr(other, name)) for name in MINKOWSKI}
+def _grid(
+    sky: SkyMap, size: int, pixel_size: float, spacing: float, regions: Sequence[str] | None
+) -> PatchSet:
+    return grid_patches(
+        sky, size, pixel_size, spacing=spacing * size * pixel_size / 60, regions=regions
+    )
+
+
+def _candidate_patches(
+    found: np.ndarray | CandidateSky, size: int, pixel_size: float, spacing: float
+) -> np.ndarray:
+    if not isinstance(found, CandidateSky):
+        return np.asarray(found)
+    own = pixel_size if found.pixel_size is None else found.pixel_size
+    patches = _grid(found.sky, size, own, spacing, None).patches
+    if len(patches) < 2:
+        raise ValueError(
+            f"only one patch of {size} pixels of {own:g}' fits into {found.sky.name!r}: at least "
+            "two are needed"
+        )
+    return patches
+
+
+def _thinned(patches: np.ndarray, n: int) -> np.ndarray:
+    """At most n patches, spread over the set."""
+    return patches[np.linspace(0, len(patches) - 1, min(n, len(patches))).astype(int)]
+
+
+def _two_sample_jobs(
+    comparison: Comparison,
+    held: PatchSet,
+    real: Mapping[str, PatchSet],
+    sets: Mapping[str, np.ndarray],
+    tied: Mapping[str, np.ndarray],
+    side: float,
+    notes: list[str],
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Arguments of `both_ways` for each set, by ("real" or "candidate", name)."""
+    parts = halves(held, side)
+    if min(map(len, parts)) < _FEWEST_PATCHES:
+        notes.append(
+            f"no two-sample test on {', '.join(comparison.regions)}: it has no two halves of "
+            f"{_FEWEST_PATCHES} patches that share no sky. A smaller spacing, or smaller patches, "
+            "may give them."
+        )
+        return {}
+    one = tuple(held.patches[part] for part in parts)
+    shown = {}
+    for name, found in real.items():
+        own = halves(found, side)
+        if min(map(len, own)) < _FEWEST_PATCHES:
+            notes.append(f"no two-sample test of {name}: too small for two separate halves")
+        else:
+            shown["real", name] = [found.patches[part] for part in own]
+    # A candidate shows as many patches as a real region does.
+    most = int(np.median([len(part) for own in (list(shown.values()) or [one]) for part in own]))
+    for name, found in sets.items():
+        if name == "reconstructions":
+            continue
+        if name in tied:
+            source = np.repeat(np.arange(len(held)), len(found) // len(held))
+            theirs = [found[np.isin(source, part)] for part in parts]
+        else:
+            theirs = np.array_split(found, 2)
+        shown["candidate", name] = [_thinned(part, most) for part in theirs]
+    jobs = {}
+    for (kind, name), other in shown.items():
+        elsewhere = [r.patches for n, r in real.items() if (kind, name) != ("real", n)]
+        like_one = np.concatenate(elsewhere) if elsewhere else None
+        jobs[kind, name] = {"one": one, "other": tuple(other), "like_one": like_one}
+    return jobs
+
+
+def _run_two_sample(
+    comparisons: Sequence[Comparison],
+    jobs: Sequence[Mapping[tuple[str, str], dict[str, Any]]],
+    seed: int,
+    progress: Progress | None,
+) -> list[Comparison]:
+    total, done, finished = sum(map(len, jobs)), 0, []
+    for comparison, work in zip(comparisons, jobs, strict=True):
+        found: dict[str, dict[str, TwoSample]] = {"real": {}, "candidate": {}}
+        for (kind, name), arguments in work.items():
+            if progress is not None:
+                progress("two_sample", done, total)
+            found[kind][name] = both_ways(**arguments, seed=seed)
+            done += 1
+        finished.append(
+            replace(comparison, two_sample=found["candidate"], real_two_sample=found["real"])
+        )
+    if progress is not None:
+        progress("two_sample", done, total)
+    return finished
+
+
+def _pooled(sets: Sequence[np.ndarray], percentile: float) -> np.ndarray:
+    """Percentile over the patches of all sets, each set with the same total weight."""
+    values = np.concatenate(sets)
+    weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in sets])
+    order = np.argsort(values, axis=0)
+    ranked = np.take_along_axis(values, order, axis=0)
+    # Patches lie in the middle of their weight, the outermost at 0 and 100 %: for equal weights
+    # this is what numpy.percentile does.
+    place = np.cumsum(weights[order], axis=0) - 0.5 * weights[order]
+    place = 100 * (place - place[0]) / (place[-1] - place[0])
+    return np.array(
+        [np.interp(percentile, place[:, i], ranked[:, i]) for i in range(values.shape[1])]
+    )
 
 
 def _options(size: int, pixel_size: float) -> dict[str, Any]:
@@ -567,28 +825,82 @@ def _options(size: int, pixel_size: float) -> dict[str, Any]:
         "bands": list(itertools.pairwise(edges)),
         # ℓ = 200 is the field's choice; small patches cannot have it.
         "lmin_high_pass": max(200.0, lowest),
-        # To half the Nyquist frequency: beyond, the beams of the maps decide, not the dust.
-        "bins": ell_bins(size, pixel_size, base, 0.25 * per_pixel, n=_SPECTRUM_BINS),
+        # Beyond, the beams of the maps decide, not the dust.
+        "bins": ell_bins(size, pixel_size, base, per_pixel / _SHORTEST_WAVE, n=_SPECTRUM_BINS),
     }
 
 
-def _examples(patches: np.ndarray) -> np.ndarray:
-    """Eight patches, spread over the set."""
-    return patches[np.linspace(0, len(patches) - 1, min(8, len(patches))).astype(int)]
+def _all_examples(
+    held_out: np.ndarray, sets: Mapping[str, np.ndarray], tied: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Up to eight standardised patches of each set, spread over it."""
+    shown = np.linspace(0, len(held_out) - 1, min(8, len(held_out))).astype(int)
+    examples = {"held_out": held_out[shown]}
+    for name, found in sets.items():
+        # The first of those that were drawn for the patches shown.
+        first = shown * (len(found) // len(held_out))
+        examples[name] = found[first] if name in tied else _thinned(found, 8)
+    return {name: standardise(found.astype(np.float64)) for name, found in examples.items()}
 
 
-def _conditional(generator: Generator, patches: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Samples for the held-out patches' block means, standardised."""
+def _block_means(generator: Generator, patches: np.ndarray) -> np.ndarray:
+    """Block means of the patches on the coarsest grid that the network was trained from."""
     size = patches.shape[-1]
     grid = generator.latent_shapes(size)[1][0]
     block = size // grid
-    means = patches.reshape(-1, grid, block, grid, block).mean(axis=(2, 4))
-    # Each patch gets as many samples as the others.
-    repeats = -(-n // len(means))
-    coarse = np.repeat(means, repeats, axis=0)
+    return patches.reshape(-1, grid, block, grid, block).mean(axis=(2, 4))
+
+
+def _conditional(
+    generator: Generator, coarse: np.ndarray, size: int, n: int, seed: int, environment: float
+) -> np.ndarray:
+    """Samples for coarse maps, in their units: one after the other, as many for each."""
+    repeats = max(-(-n // len(coarse)), 2)
+    coarse = np.repeat(coarse, repeats, axis=0)
     # Other latents than those of the prior samples.
-    drawn = generator.sample(len(coarse), size, seed + 1, coarse=coarse)
-    return standardise(drawn.astype(np.float64))
+    return generator.sample(len(coarse), size, seed + 1, coarse=coarse, environment=environment)
+
+
+def _reconstruct(generator: Generator, patches: np.ndarray, environment: float) -> np.ndarray:
+    """Decoded posterior means."""
+    decoded = []
+    for start in range(0, len(patches), BATCH):
+        part = patches[start : start + BATCH].astype(np.float32)
+        posterior = generator.network.encode(part, np.full(len(part), environment, np.float32))
+        means = [np.asarray(mean) for mean, _ in posterior]
+        decoded.append(generator.decode(means, environment=environment))
+    return np.concatenate(decoded)
+
+
+def _measure_conditioning(
+    held_out: np.ndarray,
+    drawn: np.ndarray,
+    coarse: np.ndarray,
+    pixel_size: float,
+    bins: np.ndarray,
+) -> Conditioning:
+    size, grid = held_out.shape[-1], coarse.shape[-1]
+    repeats = len(drawn) // len(held_out)
+    first, second = drawn[::repeats], drawn[1::repeats]
+    split = fundamental(size, pixel_size) * grid / 2
+    # Waves of a block and shorter are all the network's own, and small enough a patch's edges.
+    small_from = 2 * split * (1 + _MARGIN)
+    inner = np.quantile(coarse, [1 / 3, 2 / 3])
+    edges = np.array([-np.inf, *inner, np.inf])
+    held_rms, held_kurtosis = moments_by_brightness(held_out, pixel_size, small_from, coarse, edges)
+    rms, kurtosis = moments_by_brightness(
+        drawn, pixel_size, small_from, np.repeat(coarse, repeats, axis=0), edges
+    )
+    return Conditioning(
+        split=split,
+        with_held_out=flat_correlation(held_out, first, pixel_size, bins)[1],
+        between_samples=flat_correlation(first, second, pixel_size, bins)[1],
+        small_from=small_from,
+        held_out_rms=held_rms,
+        held_out_kurtosis=held_kurtosis,
+        samples_rms=rms,
+        samples_kurtosis=kurtosis,
+    )
 
 
 def _control(
@@ -612,8 +924,9 @@ def _real_sets(
     regions: Sequence[str],
     real_regions: Sequence[str] | None,
     size: int,
+    spacing: float,
     notes: list[str],
-) -> dict[str, np.ndarray]:
+) -> dict[str, PatchSet]:
     """Patches of each real region that may be compared with the held-out ones."""
     found = {}
     held_labels = [held.sky.region_names.index(name) for name in set(held_patches.region)]
@@ -626,14 +939,14 @@ def _real_sets(
             ):
                 continue
             try:
-                patches = grid_patches(m.sky, size, m.pixel_size, regions=[name])
+                patches = _grid(m.sky, size, m.pixel_size, spacing, [name])
             except ValueError as error:
                 notes.append(f"{name} left out as a reference: {error}")
                 continue
             if m.sky is not held.sky:
                 patches = patches.select(~_on_held_out(patches, held, held_labels, size))
             if len(patches) >= 2:
-                found[name] = patches.patches
+                found[name] = patches
             else:
                 notes.append(
                     f"{name} left out as a reference: fewer than two patches off the held-out sky"
@@ -666,79 +979,8 @@ def _on_held_out(
     )
 
 
-def _rows(comparison: Comparison, candidates: Sequence[str]) -> list[list[str]]:
-    """Rows of the table for one held-out map."""
-    held, real = comparison.held_out, list(comparison.real.values())
-    blank = [""] * (2 + len(candidates))
-
-    def line(label: str, held_out: str, others: Sequence[float], values: dict[str, float]):
-        low, high = min(others), max(others)
-        reach = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-        cells = [f"{values[c]:.2f}" if c in values else "–" for c in candidates]
-        return [label, held_out, reach, *cells]
-
-    rows = [
-        [
-            f"[bold]{', '.join(comparison.regions)}[/bold], {len(held)} patches of {held.size} px "
-            f"of {comparison.pixel_size:g}'",
-            *blank,
-        ],
-        ["[italic]distance over the median real region's[/italic]", *blank],
-    ]
-    distances = list(comparison.real_distances().values())
-    ours = {c: comparison.yardsticks(c) for c in comparison.candidates}
-    for name in DISTANCES:
-        unit = float(np.median([entry[name] for entry in distances]))
-        others = [entry[name] / unit for entry in distances]
-        rows.append(line(name, "", others, {c: v[name] for c, v in ours.items()}))
-    rows.append(["[italic]overlap of the Minkowski bands[/italic]", *blank])
-    others = [_overlaps(summary, held) for summary in real]
-    ours = {c: comparison.overlaps(c) for c in comparison.candidates}
-    for name in MINKOWSKI:
-        rows.append(
-            line(name, "", [entry[name] for entry in others], {c: v[name] for c, v in ours.items()})
-        )
-    rows.append(["[italic]median spectrum over the held-out median[/italic]", *blank])
-    ours = {
-        c: comparison.spectrum_ratio(summary)["median"]
-        for c, summary in comparison.candidates.items()
-    }
-    others = [comparison.spectrum_ratio(summary)["median"] for summary in real]
-    for i, ell in enumerate(held.ell):
-        values = {c: v[i] for c, v in ours.items()}
-        rows.append(line(f"ℓ = {ell:.0f}", "", [entry[i] for entry in others], values))
-    for statistic in ("kurtosis", "skewness"):
-        label = "excess kurtosis" if statistic == "kurtosis" else statistic
-        rows.append([f"[italic]median {label} of a patch[/italic]", *blank])
-        for i, (low, high) in enumerate(held.bands):
-
-            def middle(summary: Summary, name: str = statistic, band: int = i) -> float:
-                return float(np.median(getattr(summary, name)[:, band]))
-
-            rows.append(
-                line(
-                    f"ℓ = {low:.0f} to {high:.0f}",
-                    f"{middle(held):.2f}",
-                    [middle(summary) for summary in real],
-                    {c: middle(summary) for c, summary in comparison.candidates.items()},
-                )
-            )
-    return rows
-
-
 def _round(values: Any) -> Any:
     """Numbers, or arrays of them, with three figures: what a card needs."""
     if np.ndim(values):
         return [_round(value) for value in values]
     return float(f"{values:.3g}")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: None in its place."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -143,10 +143,15 @@ def wavenumbers(size: int) -> np.ndarray:
 
 
 def _binned_power(
-    patches: np.ndarray, window: np.ndarray, index: np.ndarray, n_bins: int
+    patches: np.ndarray,
+    window: np.ndarray,
+    index: np.ndarray,
+    n_bins: int,
+    others: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mean of ``|FFT(w (x − x̄))|² / Σw²`` over the modes of each bin, shape (n, n_bins).
 
+    With ``others``, of the real part of the product with their modes: the cross-power.
     ``index`` holds the bin of every mode of the real transform, −1 for modes in none; every bin
     has at least one mode. White noise of unit variance gives 1.
     """
@@ -163,10 +168,16 @@ def _binned_power(
     weight = multiplicity.ravel()[order]
     total = np.add.reduceat(weight, starts)
     power = np.empty((n, n_bins))
+
+    def transform(values: np.ndarray) -> np.ndarray:
+        mean = (values * window).sum(axis=(1, 2), keepdims=True) / window.sum()
+        return fft.rfft2(window * (values - mean), workers=fft_workers())
+
     for part in chunks(n, size):
-        mean = (patches[part] * window).sum(axis=(1, 2), keepdims=True) / window.sum()
-        modes = fft.rfft2(window * (patches[part] - mean), workers=fft_workers())
-        squared = (modes.real**2 + modes.imag**2).reshape(len(modes), -1)[:, order]
+        modes = transform(patches[part])
+        partner = modes if others is None else transform(others[part])
+        squared = modes.real * partner.real + modes.imag * partner.imag
+        squared = squared.reshape(len(modes), -1)[:, order]
         power[part] = np.add.reduceat(squared * weight, starts, axis=1) / total
     return power / (window**2).sum()
 
@@ -281,6 +292,15 @@ def flat_spectrum(
     """
     patches = check_patches(patches)
     size = patches.shape[-1]
+    index, centre = _multipole_bins(size, pixel_size, bins)
+    power = _binned_power(patches, apodisation(size, width), index, len(centre))
+    return centre, power * (pixel_size * ARCMIN) ** 2
+
+
+def _multipole_bins(
+    size: int, pixel_size: float, bins: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bin of every mode of the real transform, and the mean multipole of each bin's modes."""
     edges = np.asarray(bins, dtype=np.float64)
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError("bins must be two or more increasing edges in multipole.")
@@ -295,9 +315,54 @@ def flat_spectrum(
             f"the bin from {edges[empty]:.1f} to {edges[empty + 1]:.1f} holds no mode of a patch "
             f"of {size} pixels of {pixel_size:g}'. Take edges from ell_bins."
         )
-    centre = np.bincount(index[used], weights=ell[used]) / counts
-    power = _binned_power(patches, apodisation(size, width), index, len(edges) - 1)
-    return centre, power * (pixel_size * ARCMIN) ** 2
+    return index, np.bincount(index[used], weights=ell[used]) / counts
+
+
+def flat_correlation(
+    first: np.ndarray,
+    second: np.ndarray,
+    pixel_size: float,
+    bins: np.ndarray,
+    width: float = 0.15,
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Correlation of each pair of patches, mode by mode, in bins of multipole.
+
+    .. math:: r_\ell = \frac{C^{12}_\ell}{\sqrt{C^{11}_\ell C^{22}_\ell}}
+
+    with the tapered spectra of `flat_spectrum` and their cross-spectrum: 1 where the patches are
+    the same but for a positive factor, and 0 on average where they are independent.
+
+    Parameters
+    ----------
+    first, second : arrays, shape (n, size, size)
+        In any unit.
+    pixel_size, bins, width
+        As `flat_spectrum` takes them.
+
+    Returns
+    -------
+    ell : array, shape (nb,)
+        Mean multipole of each bin's modes.
+    correlation : array, shape (n, nb)
+        Between −1 and 1.
+
+    Raises
+    ------
+    ValueError
+        If the patches or the edges are unfit, or the sets differ in shape.
+    """
+    first, second = check_patches(first), check_patches(second)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"patches of shapes {first.shape} and {second.shape} make no pairs: give two sets of "
+            "the same shape."
+        )
+    size = first.shape[-1]
+    index, centre = _multipole_bins(size, pixel_size, bins)
+    window = apodisation(size, width)
+    cross = _binned_power(first, window, index, len(centre), second)
+    one, other = (_binned_power(each, window, index, len(centre)) for each in (first, second))
+    return centre, cross / np.sqrt(one * other)
 
 
 def detrend(patches: np.ndarray, degree: int = 3) -> np.ndarray:

@@ -46,10 +46,11 @@ _ABOUT = {
 
 _LIMITS = {
     "octave": (
-        "Samples are grainier than the sky and have fewer long filaments: in scattering "
-        "coefficients they are hardly nearer to the sky than the modulated Gaussian (see the "
-        "yardsticks). They were learned from clouds and high latitudes together, and are too "
-        "intermittent for the latter.",
+        "A classifier trained on the texture still tells samples from the sky (see the AUC). The "
+        "directions of structures are spread more evenly over a patch than the sky's, and the "
+        "finest octave of diffuse sky comes out too intermittent.",
+        "Clouds were seen at 3.75′ and 5′ a pixel, diffuse sky at 15′ only: finer structure of the "
+        "diffuse sky is a continuation of what it has at larger scales.",
         "Beyond the beam of its maps (about two pixels) the network continues what it learned on "
         "larger scales; no map has tested it there.",
         "The coarsest map of an unconditional patch is a Gaussian field with the measured "
@@ -112,8 +113,32 @@ def add_held_out(path: Path, evaluation: Evaluation) -> Path:
     """
     from pysm_vae.stats.report import figures_for_card
 
+    return _add(path, "held_out", figures_for_card(evaluation))
+
+
+def add_folds(path: Path, evaluations: Sequence[Evaluation]) -> Path:
+    """Write the figures of folds on the card of weights that were trained on all of the sky.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The card (``.json``).
+    evaluations : sequence of Evaluation
+        Of networks trained alike on all sky but a fold's, on the sky of that fold.
+
+    Returns
+    -------
+    pathlib.Path
+        The page (``.md``).
+    """
+    from pysm_vae.stats.report import pool
+
+    return _add(path, "folds", pool(evaluations))
+
+
+def _add(path: Path, key: str, figures: dict[str, Any]) -> Path:
     card = json.loads(path.read_text())
-    card["held_out"] = figures_for_card(evaluation)
+    card[key] = figures
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(card, indent=1) + "\n")
     page = path.with_suffix(".md")
@@ -133,7 +158,7 @@ def _page(card: dict[str, Any]) -> str:
         f"`{card['sha256']}`.\n",
         "## Maps\n",
         _table(
-            ("map", "file", "SHA-256", "smoothed by (FWHM)", "pixel"),
+            ("map", "file", "SHA-256", "smoothed by (FWHM)", "pixel", "environment"),
             [
                 (
                     m["name"],
@@ -141,10 +166,12 @@ def _page(card: dict[str, Any]) -> str:
                     f"`{m['sha256'][:16]}…`",
                     "–" if m["smoothing_arcmin"] is None else f"{m['smoothing_arcmin']:g}′",
                     f"{m['pixel_size_arcmin']:g}′",
+                    f"{m['environment']:g}",
                 )
                 for m in card["maps"]
             ],
         ),
+        "Environment 0 is diffuse sky, 1 molecular clouds.\n",
         "Origin and licence of the data, which are not part of this package:\n",
         "\n".join(
             f"- `{file}`: {origin or 'not recorded; ask whoever trained these weights'}"
@@ -160,6 +187,7 @@ def _page(card: dict[str, Any]) -> str:
         ),
         f"{card['training_patches']} augmented training patches (flips, any rotation, zoom up to "
         f"{config['zoom']:g}), {card['validation_patches']} validation patches.\n",
+        *_transfer(card["transfer"]),
         "## Training\n",
         _table(
             ("setting", "value"),
@@ -171,6 +199,8 @@ def _page(card: dict[str, Any]) -> str:
     ]
     if "held_out" in card:
         parts.append(_held_out(card["held_out"]))
+    if "folds" in card:
+        parts.append(_folds(card["folds"]))
     limits = (
         "The maps show a few fields of sky (see above); where the sky differs from them, as "
         "diffuse cirrus does from molecular clouds, samples look like the maps.",
@@ -182,6 +212,22 @@ def _page(card: dict[str, Any]) -> str:
         "\n".join(f"- {limit}" for limit in limits) + "\n",
     ]
     return "\n".join(parts)
+
+
+def _transfer(transfer: list[dict[str, Any]]) -> list[str]:
+    """Table of the filters that samples are calibrated with, at an octave's spacing."""
+    if not transfer:
+        return []
+    numbers = [2**i for i in range(len(transfer[0]["power"]).bit_length())]
+    rows = [
+        (f"{each['environment']:g}", *(f"{each['power'][k - 1]:.3g}" for k in numbers))
+        for each in transfer
+    ]
+    return [
+        "Transfer: the power by which `sample` multiplies the spectrum of unconditional samples to "
+        "bring its mean to the training patches', at so many cycles a patch:\n",
+        _table(("environment", *(f"{k}" for k in numbers)), rows),
+    ]
 
 
 def _history(history: dict[str, list[float]], epoch: int) -> str:
@@ -199,7 +245,13 @@ def _held_out(figures: dict[str, Any]) -> str:
     names = list(figures["yardsticks"])
     labels = [_NAMES.get(name, name) for name in names]
     overlaps, kurtosis = figures["minkowski_overlap"], figures["kurtosis"]
-    ratios = figures["spectrum_ratio"]["samples"]
+    curves = {"median spectrum of prior samples": figures["spectrum_ratio"]["samples"]}
+    # Cards of earlier evaluations lack these.
+    if "spread_ratio" in figures:
+        curves["spread of prior samples"] = figures["spread_ratio"]["samples"]
+    if "reconstruction_ratio" in figures:
+        curves["reconstructions"] = figures["reconstruction_ratio"]
+    ratios = [(label, *(f"{value:g}" for value in curve)) for label, curve in curves.items()]
     waves = [f"{high:g} to {low:g}" for low, high in figures["wavelengths_pixels"]]
     parts = [
         "## Held-out sky\n",
@@ -231,13 +283,96 @@ def _held_out(figures: dict[str, Any]) -> str:
                 for key in overlaps["real"]
             ],
         ),
-        "Median spectrum of prior samples over that of the held-out patches:\n",
-        _table(
-            ("cycles per patch", *(f"{k:g}" for k in figures["cycles_per_patch"])),
-            [("ratio", *(f"{ratio:g}" for ratio in ratios))],
-        ),
+        "Spectra over those of the held-out patches (of reconstructions: over their originals'). "
+        "The spread is the distance from the 16th to the 84th percentile of ln C_ℓ:\n",
+        _table(("cycles per patch", *(f"{k:g}" for k in figures["cycles_per_patch"])), ratios),
     ]
+    if "two_sample" in figures:
+        aucs = figures["two_sample"]
+        parts += [
+            "Two-sample test: area under the ROC curve (AUC) of a small network that was trained "
+            "to tell each set from the held-out region on one half of it, and scored on the other. "
+            "½: it cannot; 1: it always can:\n",
+            _table(
+                ("", "real regions", *labels),
+                [("AUC", *(f"{aucs[name]:g}" for name in ("real", *names)))],
+            ),
+        ]
     return "\n".join(parts)
+
+
+def _folds(pooled: dict[str, Any]) -> str:
+    """Print the pooled figures of the folds: the samples' in each fold, and medians of controls."""
+    folds = pooled["folds"]
+    shown = [name for name in pooled["yardsticks"] if name != "reconstructions"]
+    controls = [name for name in shown if name != "samples"]
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    def row(label: str, measures: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+        ours = measures["samples"]
+        medians = (measures[name]["median"] for name in ("samples", *controls) if name in measures)
+        return (label, *map(number, (*ours["folds"], *medians)))
+
+    headings = (
+        "",
+        *(str(i + 1) for i in range(len(folds))),
+        "median",
+        *(f"{_NAMES.get(name, name)}, median" for name in controls),
+    )
+    measures = pooled["yardsticks"]["samples"]
+    rows = [
+        row(f"yardstick: {key}", {name: pooled["yardsticks"][name][key] for name in shown})
+        for key in measures
+        if key != "two_sample"
+    ]
+    rows += [
+        row(
+            f"overlap over real: {key}",
+            {name: pooled["minkowski_overlap_over_real"][name][key] for name in shown},
+        )
+        for key in pooled["minkowski_overlap_over_real"]["samples"]
+    ]
+    tested = pooled["two_sample"]
+    if tested:
+        known = {name: tested[name]["auc"] for name in shown if name in tested}
+        rows.append(row("AUC", known))
+        above = {name: tested[name]["over_real"] for name in known}
+        rows.append(row("AUC less that of a real region", above))
+    curves = [
+        ("median spectrum", pooled["spectrum_ratio"]["samples"]["pooled"]),
+        ("16–84 % spread", pooled["spread_ratio"]["samples"]["pooled"]),
+    ]
+    if pooled["reconstruction_ratio"]:
+        curves.append(("reconstructions", pooled["reconstruction_ratio"]["pooled"]))
+    if pooled["correlation"]:
+        curves.append(("correlation given large scales", pooled["correlation"]["pooled"]))
+    listed = [
+        f"{i + 1}. {', '.join(fold['regions'])}: {fold['patches']} patches of pixels of "
+        f"{fold['pixel_size_arcmin']:g}′"
+        for i, fold in enumerate(folds)
+    ]
+    return "\n".join(
+        [
+            "## Folds\n",
+            "These weights have seen all of the sky. Networks trained alike on all of it but a "
+            "fold were compared with sky of that fold:\n",
+            "\n".join(listed) + "\n",
+            "A yardstick is the distance of samples from the held-out patches over that of the "
+            "median real region: 1 means as much like this sky as another region of sky is. The "
+            "overlap of the Minkowski functionals' ±1σ bands is over that of the real regions, "
+            "too. AUC: area under the ROC curve of a classifier trained to tell a set from real "
+            "sky.\n",
+            _table(headings, rows),
+            "All folds together, each with the same weight; prior samples over held-out patches "
+            "(reconstructions: over their originals):\n",
+            _table(
+                ("cycles per patch", *(f"{k:.3g}" for k in pooled["cycles_per_patch"])),
+                [(label, *map(number, curve)) for label, curve in curves],
+            ),
+        ]
+    )
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -25,6 +25,9 @@ SHIPPED_WEIGHTS = ("octave", "thorne2021")
 CHART_BLOCKS = 9
 CHART_DEPTHS = (3, 4, 5, 6)
 
+# Steps that settle the transfer to a per cent.
+_TRANSFER_STEPS = 4
+
 # Patches decoded at a time: enough to fill two cores, few enough for any memory.
 BATCH = 32
 
@@ -50,6 +53,11 @@ class Generator:
     pixel_size : float
         Arcmin a pixel of the finest training patches. Standardised log-dust is close to scale-free,
         so a patch may be laid down at another pixel size.
+    environment : float
+        What the finest training patches show, from 0, diffuse sky, to 1, molecular clouds:
+        :meth:`sample` gives more of it.
+    diffuse : float
+        The most diffuse environment of the training maps, for the sky at large.
     sha256 : str
         Hash of the weights.
     """
@@ -60,6 +68,9 @@ class Generator:
         self.size: int = card["size"]
         self.pixel_size: float = card["pixel_size_arcmin"]
         self.sha256: str = card["sha256"]
+        maps = sorted(card["maps"], key=lambda each: each["pixel_size_arcmin"])
+        self.environment: float = maps[0]["environment"]
+        self.diffuse: float = min(each["environment"] for each in maps)
         self._arrays = _read_weights(weights, self.sha256)
         self._network: PatchVAE | None = None
         self._functions: dict[tuple[bool, bool], Any] = {}
@@ -130,6 +141,7 @@ class Generator:
         coarse: np.ndarray | None = None,
         *,
         beam: bool = True,
+        environment: float | None = None,
     ) -> np.ndarray:
         """Decode latents in batches.
 
@@ -142,6 +154,9 @@ class Generator:
             Standardised block means to draw the finer octaves for.
         beam : bool
             See :meth:`pysm_vae.vae.networks.Octave.decode`; no effect on ``thorne2021``.
+        environment : float, optional
+            From 0, diffuse sky, to 1, molecular clouds; by default :attr:`diffuse`. No effect on
+            ``thorne2021``.
 
         Returns
         -------
@@ -151,7 +166,9 @@ class Generator:
         n = len(latents[0])
         if coarse is not None:
             self._check_conditional()
-        inputs = [np.asarray(latent, np.float32) for latent in latents]
+        environment = self._environment(environment, self.diffuse)
+        inputs = [np.full(n, environment, np.float32)]
+        inputs += [np.asarray(latent, np.float32) for latent in latents]
         if coarse is not None:
             inputs.append(np.asarray(coarse, np.float32))
         function = self._function(coarse is not None, beam)
@@ -170,6 +187,9 @@ class Generator:
         size: int | None = None,
         seed: int = 0,
         coarse: np.ndarray | None = None,
+        *,
+        environment: float | None = None,
+        calibrated: bool = True,
     ) -> np.ndarray:
         """Draw patches from the prior.
 
@@ -185,6 +205,12 @@ class Generator:
         coarse : ndarray, shape (n, m, m), optional
             Standardised block means to draw the finer octaves for; ``size`` is a power of two
             times ``m``.
+        environment : float, optional
+            From 0, diffuse sky, to 1, molecular clouds; by default :attr:`environment`.
+        calibrated : bool
+            Bring the mean spectrum to the training patches', with a filter measured when the
+            weights were trained. It changes amplitudes and no structure; the card has it
+            (``transfer``). No effect with ``coarse``, nor on ``thorne2021``.
 
         Returns
         -------
@@ -212,12 +238,35 @@ class Generator:
                     f"a coarse map of {grid} pixels does not refine to {size}: "
                     "size must be a power of two times it"
                 )
+        environment = self._environment(environment, self.environment)
         latents = draw_latents(shapes, [(seed, i) for i in range(n)])
-        patches = self.decode(latents, coarse)
+        if coarse is None and self.conditional:
+            latents[0] = self.network.typical_top(latents[0])
+        patches = self.decode(latents, coarse, environment=environment)
         if coarse is not None:
             return patches
+        if calibrated and self.card["transfer"]:
+            patches = self._calibrate(patches, environment)
         patches = patches - patches.mean(axis=(1, 2), keepdims=True)
         return patches / patches.std(axis=(1, 2), keepdims=True)
+
+    def _environment(self, environment: float | None, default: float) -> float:
+        if environment is None:
+            return default
+        if not 0 <= environment <= 1:
+            raise ValueError(
+                f"environment={environment!r} must lie between 0 (diffuse sky) and 1 (clouds)"
+            )
+        return environment
+
+    def _calibrate(self, patches: np.ndarray, environment: float) -> np.ndarray:
+        """Filter patches by the card's transfer, interpolated in the environment."""
+        transfer = sorted(self.card["transfer"], key=lambda each: each["environment"])
+        table = np.array([np.log(each["power"]) for each in transfer])
+        known = [each["environment"] for each in transfer]
+        power = np.exp([np.interp(environment, known, column) for column in table.T])
+        # In cycles a training patch, so that patches of any size get the same filter.
+        return _multiply_power(patches, power, self.size / patches.shape[-1])
 
     def _check_conditional(self) -> None:
         if not self.conditional:
@@ -234,10 +283,11 @@ class Generator:
             network = self.network
             options = {"beam": beam} if self.conditional else {}
 
-            def decode(*inputs: Any) -> Any:
+            def decode(environment: Any, *inputs: Any) -> Any:
+                latents = list(inputs)
                 if conditional:
-                    return network.decode(list(inputs[:-1]), coarse=inputs[-1], **options)
-                return network.decode(list(inputs), **options)
+                    options["coarse"] = latents.pop()
+                return network.decode(latents, environment=environment, **options)
 
             # A plain graph: XLA is several times slower for these convolutions on a CPU.
             self._functions[key] = tf.function(decode, jit_compile=False)
@@ -325,8 +375,8 @@ def save_weights(network: PatchVAE, path: Path) -> str:
 
 
 def _shipped_variables(network: PatchVAE) -> list[Any]:
-    """Variables that the weights' file holds: all but optimiser, seeds and a dense encoder."""
-    skip = ["seed_generator", "kl_weight", "optimizer"]
+    """Variables that the weights' file holds: not those of training, nor a dense encoder."""
+    skip = ["seed_generator", "kl_weight", "optimizer", "/critic/"]
     if network.name == "thorne2021":
         skip += ["/encoder/", "latent_mean", "latent_log_scale"]
     return [v for v in network.variables if not any(part in f"/{v.path}" for part in skip)]
@@ -400,6 +450,60 @@ def measure_spectra(generator: Generator, *, n: int = 512, seed: int = 0) -> lis
         power = [float(f"{p:.6g}") for p in power]
         spectra.append({"size": size, "depth": depth, "samples": samples, "power": power})
     return spectra
+
+
+def measure_transfer(
+    generator: Generator, patches: np.ndarray, environment: float, *, n: int = 512, seed: int = 0
+) -> list[float]:
+    """Measure what brings the samples' mean spectrum to that of training patches.
+
+    Parameters
+    ----------
+    generator : Generator
+        The network; its own transfer, if its card has one, is not used.
+    patches : ndarray, shape (m, size, size)
+        Standardised training patches of one environment.
+    environment : float
+        The environment.
+    n : int
+        Samples.
+    seed : int
+        Of the samples.
+
+    Returns
+    -------
+    list of float
+        Power of the patches over that of the samples at 1, 2, … ``size // 2`` cycles a patch, from
+        the means of ln C in bands a third of an octave wide.
+    """
+    from pysm_vae.stats.spectra import radial_spectrum, standardise
+
+    samples = generator.sample(n, seed=seed, environment=environment, calibrated=False)
+    number = np.arange(1, samples.shape[-1] // 2 + 1)
+    band = 3 * np.log2(number)
+    bands, index = np.unique(np.rint(band), return_inverse=True)
+
+    def level(patches: np.ndarray) -> np.ndarray:
+        power = radial_spectrum(standardise(patches))[1]
+        summed = np.stack([np.bincount(index, weights=row) for row in power])
+        return np.log(summed / np.bincount(index)).mean(axis=0)
+
+    target = level(patches)
+    ratio = np.zeros(len(number))
+    # The taper of the estimate, and standardising, mix wavenumbers a little: hence again.
+    for _ in range(_TRANSFER_STEPS):
+        calibrated = _multiply_power(samples, np.exp(ratio))
+        ratio += np.interp(band, bands, target - level(calibrated))
+    return [float(f"{power:.4g}") for power in np.exp(ratio)]
+
+
+def _multiply_power(patches: np.ndarray, power: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Multiply spectra by the power given at 1, 2, … ``scale`` cycles a patch."""
+    from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers
+
+    number = mirror_wavenumbers(patches.shape[-1]) * scale
+    gain = np.exp(0.5 * np.interp(number, np.arange(1, len(power) + 1), np.log(power)))
+    return mirror_filter(patches, gain).astype(np.float32)
 
 
 def _raw_power(patches: np.ndarray) -> np.ndarray:

@@ -8,10 +8,14 @@ Two architectures share one interface (:class:`PatchVAE`):
 ``octave``
     A ladder of conditional VAEs, one step an octave. The patch is split by an orthogonal Haar
     pyramid into a coarse map and the details of each octave; each step draws the details of one
-    octave, given everything coarser, from latents that live on that octave's grid. All steps share
-    one set of weights (log-dust is close to scale-free) and tell the octaves apart by an embedding.
-    It is fully convolutional, so the patch size at generation is free, and the coarse map may be
-    given, so that small scales can be drawn for large scales that are already there.
+    octave, given everything coarser, from latents that live on that octave's grid. All steps but
+    the finest, which the beam of the maps has dimmed, share one set of weights (log-dust is close
+    to scale-free) and tell the octaves apart by an embedding. It is fully convolutional, so the
+    patch size at generation is free, and the coarse map may be given, so that small scales can be
+    drawn for large scales that are already there.
+
+Both take patches with their *environment*, 0 for diffuse sky and 1 for molecular clouds, whose
+small scales are twice as intermittent; ``thorne2021`` ignores it.
 """
 
 from __future__ import annotations
@@ -69,7 +73,8 @@ class PatchVAE(keras.Model):
             shape=(), initializer="ones", trainable=False, name="kl_weight"
         )
         self.trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("elbo", "likelihood", "kl", "score")
+            name: keras.metrics.Mean(name=name)
+            for name in ("elbo", "likelihood", "kl", "score", "rivalry")
         }
 
     @property
@@ -89,8 +94,8 @@ class PatchVAE(keras.Model):
         """Posterior of the latents: a list of (mean, log standard deviation)."""
         raise NotImplementedError
 
-    def decode(self, latents: list[Any], training: bool = False) -> Any:
-        """Patches ``(n, size, size)`` of the given latents."""
+    def decode(self, latents: list[Any], training: bool = False, environment: Any = None) -> Any:
+        """Patches ``(n, size, size)`` of the given latents, in environments ``(n,)`` (or 0)."""
         raise NotImplementedError
 
     def _draw(self, mean: Any, log_scale: Any) -> Any:
@@ -105,15 +110,21 @@ class PatchVAE(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Minus the ELBO (plus the prior score, where a network has one), in nats a pixel."""
-        del y, sample_weight, training
-        pixels = math.prod(x.shape[1:3])
+        """Minus the ELBO, plus what a network asks of prior samples, in nats a pixel.
+
+        The rivalry of decoder and critic is left out where nothing is trained: its level says who
+        is ahead, not how good the samples are.
+        """
+        del y, sample_weight
+        pixels = math.prod(x["patches"].shape[1:3])
         terms = {name: ops.mean(value) / pixels for name, value in y_pred.items()}
         self.trackers["likelihood"].update_state(terms["likelihood"])
         self.trackers["kl"].update_state(terms["kl"])
         self.trackers["elbo"].update_state(terms["likelihood"] - terms["kl"])
         self.trackers["score"].update_state(terms["score"])
-        return self.kl_weight * terms["kl"] - terms["likelihood"] + terms["score"]
+        self.trackers["rivalry"].update_state(terms["rivalry"])
+        loss = self.kl_weight * terms["kl"] - terms["likelihood"] + terms["score"]
+        return loss + terms["rivalry"] if training else loss
 
 
 def _kl(mean: Any, log_scale: Any) -> Any:
@@ -215,12 +226,14 @@ class Thorne2021(PatchVAE):
         hidden = self.encoder(ops.expand_dims(patches, -1), training=training)
         return [(self.to_mean(hidden), ops.clip(self.to_log_scale(hidden), -8.0, 4.0))]
 
-    def decode(self, latents: list[Any], training: bool = False) -> Any:
-        """Mean patches of latents ``[(n, latents)]``."""
+    def decode(self, latents: list[Any], training: bool = False, environment: Any = None) -> Any:
+        """Mean patches of latents ``[(n, latents)]``; the environment has no effect."""
+        del environment
         return self.decoder(latents[0], training=training)[..., 0]
 
-    def call(self, patches: Any, training: bool = False) -> dict[str, Any]:
-        """Terms of the ELBO with one posterior draw."""
+    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Terms of the ELBO of ``inputs["patches"]`` with one posterior draw."""
+        patches = inputs["patches"]
         ((mean, log_scale),) = self.encode(patches, training=training)
         decoded = self.decode([self._draw(mean, log_scale)], training=training)
         kl = _kl(mean, log_scale)
@@ -228,6 +241,7 @@ class Thorne2021(PatchVAE):
             "likelihood": _log_normal(patches - decoded, self.log_noise),
             "kl": kl,
             "score": ops.zeros_like(kl),
+            "rivalry": ops.zeros_like(kl),
         }
 
 
@@ -255,7 +269,7 @@ def _box(field: Any, width: int) -> Any:
 
 
 class _Step(layers.Layer):
-    """Convolutions shared by all octaves, each with a bias of its own for every octave."""
+    """Convolutions shared by octaves, with a bias for each octave that the environment shifts."""
 
     def __init__(
         self, octaves: int, channels: int, outputs: int, kernels: tuple[int, ...], **kwargs: Any
@@ -278,19 +292,64 @@ class _Step(layers.Layer):
             convolution.build(shape)
             shape = (None, None, None, self.channels)
         self.head.build(shape)
-        self.octave_bias = self.add_weight(
-            shape=(len(self.convolutions), self.octaves, self.channels),
-            initializer="zeros",
-            name="octave_bias",
+        shape = (len(self.convolutions), self.octaves, self.channels)
+        self.octave_bias = self.add_weight(shape=shape, initializer="zeros", name="octave_bias")
+        self.environment_shift = self.add_weight(
+            shape=shape, initializer="zeros", name="environment_shift"
         )
         self.built = True
 
-    def call(self, features: Any, octave: int) -> Any:
-        """Map features ``(n, m, m, c)`` of one octave to its outputs."""
+    def call(self, features: Any, environment: Any, octave: int) -> Any:
+        """Map features ``(n, m, m, c)`` of one octave, in environments ``(n,)``, to its outputs."""
+        environment = ops.reshape(environment, (-1, 1, 1, 1))
         for i, convolution in enumerate(self.convolutions):
-            hidden = ops.gelu(convolution(features) + self.octave_bias[i, octave])
+            bias = self.octave_bias[i, octave] + environment * self.environment_shift[i, octave]
+            hidden = ops.gelu(convolution(features) + bias)
             features = hidden if i == 0 else features + hidden
         return self.head(features)
+
+
+class _Critic(layers.Layer):
+    """Strided convolutions to a verdict for each place; each octave has its own biases."""
+
+    WIDTHS = (24, 48, 64)
+    KERNEL = 4
+    # Pixels a side of the smallest field whose last convolution is not all padding.
+    SMALLEST = 16
+
+    def __init__(self, octaves: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.octaves = octaves
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the weights."""
+        self.kernels, self.biases = [], []
+        before = input_shape[-1]
+        for i, width in enumerate(self.WIDTHS):
+            shape = (self.KERNEL, self.KERNEL, before, width)
+            self.kernels.append(
+                self.add_weight(shape=shape, initializer="he_normal", name=f"kernel{i}")
+            )
+            self.biases.append(
+                self.add_weight(
+                    shape=(self.octaves, width), initializer="zeros", name=f"octave_bias{i}"
+                )
+            )
+            before = width
+        self.head = self.add_weight(shape=(before,), initializer="zeros", name="head")
+        self.built = True
+
+    def call(self, inputs: Any, octave: int, frozen: bool = False) -> Any:
+        """Verdicts ``(n, m/8, m/8)``; frozen, they teach the decoder and not the critic."""
+
+        def weights(variable: Any) -> Any:
+            return ops.stop_gradient(variable) if frozen else ops.convert_to_tensor(variable)
+
+        hidden = inputs
+        for kernel, bias in zip(self.kernels, self.biases, strict=True):
+            hidden = ops.conv(hidden, weights(kernel), strides=2, padding="same")
+            hidden = ops.leaky_relu(hidden + weights(bias)[octave], 0.2)
+        return ops.sum(hidden * weights(self.head), axis=-1)
 
 
 class Octave(PatchVAE):
@@ -300,53 +359,82 @@ class Octave(PatchVAE):
     its 3x3 mean, that less the 9x9 mean, and the rest), and latents ``z ~ N(0, I)`` on the same
     grid, and returns the three Haar details as ``scale_k v exp(g)``: ``v`` and ``g`` are outputs of
     the network; ``g`` lets the amplitude vary from place to place, which is what heavy tails are
-    made of. There are more latents than details, so a sample needs no white noise on top.
+    made of. There are more latents than details, so a sample needs no white noise on top. Some of
+    the latents are given as averages over wide windows, too: what the small scales of a place have
+    in common, as their direction, reaches further than the convolutions see.
 
     The objective is the ELBO, with a Gaussian likelihood of standard deviation ``residual`` times
-    the details' own in every octave alike (so that each octave counts), plus ``score_weight``
-    times an energy score (Gneiting & Raftery 2007, JASA 102, 359, eq. 21) of *prior* samples of
-    each octave given the true coarser map, over windows of several widths and over local energies.
-    The score is proper: it is least when the samples have the conditional distribution of the data.
-    It closes the gap between prior and aggregate posterior, which the ELBO alone leaves open.
+    the details' own in every octave alike (so that each octave counts), plus two terms on *prior*
+    samples given a coarser map: of one octave given the true one, and of the whole ladder given the
+    coarsest. They close the gap between prior and aggregate posterior, which the ELBO alone leaves
+    open.
+
+    - An energy score (Gneiting & Raftery 2007, JASA 102, 359, eq. 21), which is proper: least when
+      the samples have the distribution of the data. It is taken over windows of several widths,
+      over local energies and, weighed with ``texture_weight``, over the responses of ridge filters
+      in six directions (at each point, over windows, over the patch), which see what filaments are
+      made of.
+    - With ``critic_weight``, a critic that learns to tell samples from data (a relativistic
+      adversarial loss: Jolicoeur-Martineau 2018, arXiv:1807.00734), for what no fixed statistic
+      sees. It is trained along, and not kept.
 
     Parameters
     ----------
     octaves : int
         Number of steps; a patch must be a multiple of ``2**octaves`` pixels a side.
-    channels, encoder_channels : int
-        Width of the decoder's and of the encoder's convolutions.
+    channels, finest_channels, encoder_channels : int
+        Width of the convolutions: of the decoder, of the decoder's finest step, of the encoder.
     latents : int
         Latent channels of each octave.
     residual : float
         Standard deviation of the likelihood, in units of the details' own.
     score_weight : float
-        Weight of the energy score; 0 leaves the bare ELBO.
+        Weight of the energy score; 0 leaves it out.
+    texture_weight : float
+        Weight of the part over ridge filters, relative to the rest of the score.
+    critic_weight : float
+        Weight of the adversarial term; 0 leaves it and the critic out.
     seed : int
         Seed of the draws during training.
     """
 
     WINDOWS = (1, 3, 7)
+    # Pixels over which some latents are averaged.
+    WIDE_WINDOWS = (9, 17)
 
     def __init__(
         self,
         octaves: int = 4,
-        channels: int = 32,
+        channels: int = 40,
+        finest_channels: int = 24,
         encoder_channels: int = 48,
         latents: int = 6,
         residual: float = 0.15,
         score_weight: float = 2.0,
+        texture_weight: float = 1.0,
+        critic_weight: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed, name="octave")
         self.octaves = octaves
         self.channels = channels
+        self.finest_channels = finest_channels
         self.encoder_channels = encoder_channels
         self.latents = latents
         self.residual = residual
         self.score_weight = score_weight
-        self.decoder = _Step(octaves, channels, 6, (5, 3, 3), name="decoder")
+        self.texture_weight = texture_weight
+        self.critic_weight = critic_weight
+        # A beam leaves the finest octave smooth and nearly decided by the one before: fewer
+        # channels do for it, where there are most pixels.
+        self.finest = _Step(1, finest_channels, 6, (5, 3, 3), name="finest")
+        self.decoder = _Step(octaves, channels, 6, (5, 3, 3, 3), name="decoder")
         self.encoder = _Step(octaves, encoder_channels, 2 * latents, (3, 3), name="encoder")
-        self.decoder.build((None, None, None, 3 + latents))
+        # Two latents for each window, if there are as many.
+        self.wide = min(2, latents // len(self.WIDE_WINDOWS))
+        inputs = 3 + latents + self.wide * len(self.WIDE_WINDOWS)
+        self.finest.build((None, None, None, inputs))
+        self.decoder.build((None, None, None, inputs))
         self.encoder.build((None, None, None, 6))
         # Measured on the training patches by adapt(), then fixed.
         self.detail_scale = self.add_weight(
@@ -358,11 +446,24 @@ class Octave(PatchVAE):
         self.variogram = self.add_weight(
             shape=(2,), initializer="ones", trainable=False, name="variogram"
         )
+        if critic_weight:
+            self.critic = _Critic(octaves, name="critic")
+            self.critic.build((None, None, None, 4))
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
         """Hyperparameters, as :func:`build_network` takes them."""
-        names = ("octaves", "channels", "encoder_channels", "latents", "residual", "score_weight")
+        names = (
+            "octaves",
+            "channels",
+            "finest_channels",
+            "encoder_channels",
+            "latents",
+            "residual",
+            "score_weight",
+            "texture_weight",
+            "critic_weight",
+        )
         return {name: getattr(self, name) for name in names}
 
     def adapt(self, patches: np.ndarray) -> None:
@@ -416,10 +517,23 @@ class Octave(PatchVAE):
     def _context(self, coarse: Any, octave: int) -> Any:
         return self._bands(coarse) / self.context_scale[octave]
 
-    def _details(self, context: Any, z: Any, octave: int) -> Any:
+    def _details(self, context: Any, z: Any, environment: Any, octave: int) -> Any:
         """Mean details of one octave, in units of the octave's scale."""
-        outputs = self.decoder(ops.concatenate([context, z], axis=-1), octave=octave)
+        step = self.finest if octave == 0 else self.decoder
+        inputs = ops.concatenate([context, z, *self._wide_latents(z)], axis=-1)
+        outputs = step(inputs, environment=environment, octave=octave)
         return outputs[..., :3] * ops.exp(2.0 * ops.tanh(0.5 * outputs[..., 3:]))
+
+    def _wide_latents(self, z: Any) -> list[Any]:
+        """Averages of latents over wide windows, each scaled to unit variance."""
+        grid, found = z.shape[1], []
+        for number, window in enumerate(self.WIDE_WINDOWS):
+            part = z[..., number * self.wide : (number + 1) * self.wide]
+            window = min(window, grid)
+            reach = np.convolve(np.ones(grid), np.ones(window))[window // 2 :][:grid]
+            count = np.outer(reach, reach)[:, :, None].astype(np.float32)
+            found.append(_box(part, window) * np.sqrt(count))
+        return found
 
     def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
         """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave in turn."""
@@ -455,12 +569,25 @@ class Octave(PatchVAE):
         values, vectors = ops.eigh(-ops.matmul(projection, ops.matmul(gamma, projection)))
         return vectors * ops.sqrt(ops.maximum(values, 0.0))
 
-    def encode(self, patches: Any) -> list[tuple[Any, Any]]:
+    def typical_top(self, top: np.ndarray) -> np.ndarray:
+        """Scale the coarsest map's latents ``(n, m)`` so that each map has the mean variance.
+
+        Patches are standardised, and most of their variance is the coarsest map's: it hardly
+        differs from patch to patch. That of a Gaussian field of so few pixels does, by factors.
+        """
+        root = np.asarray(self.top_matrix(math.isqrt(top.shape[1])))
+        variance = np.sum((top @ root.T) ** 2, axis=1, keepdims=True)
+        return (top * np.sqrt(np.sum(root**2) / variance)).astype(np.float32)
+
+    def encode(self, patches: Any, environment: Any = None) -> list[tuple[Any, Any]]:
         """See :meth:`PatchVAE.encode`; the coarsest map is known exactly."""
         coarse, posterior = patches[..., None], []
+        environment = _environments(patches, environment)
         for octave in range(self.octaves):
             coarse, details = haar_analysis(coarse)
-            posterior.append(self._posterior(self._context(coarse, octave), details, octave))
+            context = self._context(coarse, octave)
+            scaled = details / self.detail_scale[octave]
+            posterior.append(self._posterior(context, scaled, environment, octave))
         grid = coarse.shape[1]
         root = self.top_matrix(grid)
         flat = ops.reshape(coarse, (-1, grid * grid))
@@ -470,9 +597,14 @@ class Octave(PatchVAE):
         posterior.append((top, ops.full_like(top, -8.0)))
         return posterior[::-1]
 
-    def _posterior(self, context: Any, details: Any, octave: int) -> tuple[Any, Any]:
-        scaled = details / self.detail_scale[octave]
-        outputs = self.encoder(ops.concatenate([context, scaled], axis=-1), octave=octave)
+    def _posterior(
+        self, context: Any, scaled: Any, environment: Any, octave: int
+    ) -> tuple[Any, Any]:
+        # Amplified above unit variance, by about the inverse of the likelihood's residual: what is
+        # worth encoding is small.
+        amplified = scaled / self.detail_scale[octave]
+        inputs = ops.concatenate([context, amplified], axis=-1)
+        outputs = self.encoder(inputs, environment=environment, octave=octave)
         # Starts at a standard deviation of 0.37, and stays within what float32 can square.
         log_scale = ops.clip(outputs[..., self.latents :] - 1.0, -8.0, 2.0)
         return outputs[..., : self.latents], log_scale
@@ -481,6 +613,7 @@ class Octave(PatchVAE):
         self,
         latents: list[Any],
         training: bool = False,
+        environment: Any = None,
         coarse: Any = None,
         beam: bool = True,
     ) -> Any:
@@ -492,6 +625,8 @@ class Octave(PatchVAE):
             As :meth:`latent_shapes`; with ``coarse``, those of the octaves alone.
         training : bool
             Has no effect here.
+        environment : tensor, shape (n,), optional
+            From 0, diffuse sky (the default), to 1, molecular clouds.
         coarse : tensor, shape (n, m, m), optional
             Standardised block means to start from; each octave's latents given double it.
         beam : bool
@@ -506,45 +641,75 @@ class Octave(PatchVAE):
             coarse = ops.reshape(ops.matmul(latents[0], ops.transpose(root)), (-1, grid, grid))
             latents = latents[1:]
         field = coarse[..., None]
+        environment = _environments(coarse, environment)
         for i, latent in enumerate(latents):
             if beam:
                 octave = min(len(latents) - 1 - i, self.octaves - 1)
             else:
                 octave = max(self.octaves - 1 - i, min(1, self.octaves - 1))
-            details = self._details(self._context(field, octave), latent, octave)
+            details = self._details(self._context(field, octave), latent, environment, octave)
             field = haar_synthesis(field, self.detail_scale[octave] * details)
         return field[..., 0]
 
-    def call(self, patches: Any, training: bool = False) -> dict[str, Any]:
-        """Terms of the ELBO with one posterior draw, and the energy score of two prior draws."""
+    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Terms of the ELBO with one posterior draw, and the energy scores of prior draws."""
         del training
-        coarse = patches[..., None]
-        likelihood, kl, score = 0.0, 0.0, 0.0
-        for octave in range(self.octaves):
-            coarse, details = haar_analysis(coarse)
+        patches, environment = inputs["patches"], inputs["environment"]
+        pyramid = [patches[..., None]]
+        for _ in range(self.octaves):
+            pyramid.append(haar_analysis(pyramid[-1])[0])
+        likelihood, kl, score, rivalry = 0.0, 0.0, 0.0, 0.0
+        # Every other patch runs down the whole ladder, as generation does: what a step makes of the
+        # errors of those before it is scored, too. The others start each octave from the truth.
+        running = ops.mod(ops.cumsum(ops.ones_like(environment)), 2.0)
+        running = ops.reshape(running, (-1, 1, 1, 1))
+        drawn = [pyramid[-1], pyramid[-1]]
+        for octave in reversed(range(self.octaves)):
+            fine, coarse = pyramid[octave], pyramid[octave + 1]
+            scale = self.detail_scale[octave]
+            details = haar_analysis(fine)[1] / scale
             context = self._context(coarse, octave)
-            mean, log_scale = self._posterior(context, details, octave)
-            decoded = self._details(context, self._draw(mean, log_scale), octave)
-            scaled = details / self.detail_scale[octave]
-            likelihood += _log_normal(scaled - decoded, math.log(self.residual))
+            mean, log_scale = self._posterior(context, details, environment, octave)
+            decoded = self._details(context, self._draw(mean, log_scale), environment, octave)
+            likelihood += _log_normal(details - decoded, math.log(self.residual))
             kl += _kl(mean, log_scale)
-            if self.score_weight:
-                score += self._energy_score(context, scaled, octave)
+            if not self.score_weight and not self.critic_weight:
+                continue
+            starts = [coarse + running * (field - coarse) for field in drawn]
+            drawn_details = self._two_draws(starts, environment, octave)
+            drawn = [
+                haar_synthesis(start, scale * each)
+                for start, each in zip(starts, drawn_details, strict=True)
+            ]
+            fields = [field / scale for field in (fine, *drawn)]
+            score += self._energy_score(details, *drawn_details)
+            if self.texture_weight and fine.shape[1] > _RIDGES.shape[0]:
+                textures = [_texture(field) for field in fields]
+                score += self.texture_weight * _texture_score(*textures)
+            if self.critic_weight and fine.shape[1] >= _Critic.SMALLEST:
+                rivalry += self._rivalry(*fields[:2], environment, octave)
         # A mean a location and octave, given the size of a term of the ELBO, which is a sum.
-        pixels = math.prod(patches.shape[1:3])
-        weight = self.score_weight * pixels / self.octaves
-        return {"likelihood": likelihood, "kl": kl, "score": weight * (score + 0.0 * kl)}
+        pixels = math.prod(patches.shape[1:3]) / self.octaves
+        return {
+            "likelihood": likelihood,
+            "kl": kl,
+            "score": self.score_weight * pixels * (score + 0.0 * kl),
+            "rivalry": pixels * (rivalry + 0.0 * kl),
+        }
 
-    def _energy_score(self, context: Any, scaled: Any, octave: int) -> Any:
-        """Energy score ``(n,)`` of the octave's prior given the true coarser map."""
-        twice = ops.concatenate([context, context], axis=0)
-        shape = (*ops.shape(twice)[:3], self.latents)
+    def _two_draws(self, starts: list[Any], environment: Any, octave: int) -> list[Any]:
+        """One draw of the octave's prior, in units of its scale, for each of two coarser maps."""
+        context = self._context(ops.concatenate(starts, axis=0), octave)
+        shape = (*ops.shape(context)[:3], self.latents)
         z = keras.random.normal(shape, seed=self.seed_generator)
-        drawn = self._details(twice, z, octave)
-        first, second = ops.split(drawn, 2, axis=0)
+        both = ops.concatenate([environment, environment], axis=0)
+        return ops.split(self._details(context, z, both, octave), 2, axis=0)
+
+    def _energy_score(self, scaled: Any, first: Any, second: Any) -> Any:
+        """Energy score ``(n,)`` of an octave's details over windows and local energies."""
         score = 0.0
         for width in self.WINDOWS:
-            if width > context.shape[1]:
+            if width > scaled.shape[1]:
                 continue
             score += _energy_distance(scaled, first, second, width)
             if width > 1:
@@ -552,11 +717,87 @@ class Octave(PatchVAE):
                     ops.log(_box(ops.square(field), width) + 1e-3)
                     for field in (scaled, first, second)
                 ]
-                score += 0.25 * _energy_distance(*energies, 1)
+                score += 0.25 * _energy_distance(*energies)
         return score
 
+    def _rivalry(self, real: Any, drawn: Any, environment: Any, octave: int) -> Any:
+        """Losses ``(n,)`` of the critic, and of the decoder at the critic's hands."""
 
-def _energy_distance(truth: Any, first: Any, second: Any, width: int) -> Any:
+        def judge(field: Any, frozen: bool = False) -> Any:
+            bands = self._bands(field)
+            # About unit variance each, for details of unit variance and a steep spectrum.
+            bands = bands * np.array([1.0, 0.5, 0.1], np.float32)
+            where = ops.ones_like(field) * ops.reshape(environment, (-1, 1, 1, 1))
+            inputs = ops.concatenate([bands, where], axis=-1)
+            return self.critic(inputs, octave=octave, frozen=frozen)
+
+        of_real, of_drawn = judge(real), judge(ops.stop_gradient(drawn))
+        # Verdicts drift without a pull to zero.
+        drift = 1e-3 * (ops.square(of_real) + ops.square(of_drawn))
+        critic = ops.softplus(of_drawn - of_real) + drift
+        decoder = ops.softplus(ops.stop_gradient(of_real) - judge(drawn, frozen=True))
+        return ops.mean(critic + self.critic_weight * decoder, axis=(1, 2))
+
+
+def _environments(like: Any, environment: Any) -> Any:
+    """Environments ``(n,)`` of the patches ``like``: diffuse sky if none are given."""
+    return ops.zeros_like(like[:, 0, 0]) if environment is None else environment
+
+
+def _ridge_filters(
+    size: int = 7, directions: int = 6, across: float = 0.8, along: float = 2.2
+) -> np.ndarray:
+    """Second derivatives of an elongated Gaussian, ``(size, size, 1, directions)``, of norm 1.
+
+    The widths are standard deviations in pixels: a ridge about two pixels wide and five long.
+    """
+    y, x = np.mgrid[:size, :size] - 0.5 * (size - 1)
+    angle = np.pi / directions * np.arange(directions)
+    forward = x[..., None] * np.cos(angle) + y[..., None] * np.sin(angle)
+    sideways = (y[..., None] * np.cos(angle) - x[..., None] * np.sin(angle)) / across
+    bank = (1 - sideways**2) * np.exp(-0.5 * sideways**2 - 0.5 * (forward / along) ** 2)
+    bank -= bank.mean(axis=(0, 1))
+    bank /= np.sqrt((bank**2).sum(axis=(0, 1)))
+    return bank[:, :, None, :].astype(np.float32)
+
+
+_RIDGES = _ridge_filters()
+
+
+def _texture(field: Any) -> tuple[Any, Any, Any]:
+    """What ridge filters say of fields ``(n, m, m, 1)``: at points, over windows, over the patch.
+
+    The responses, ``(n, m', m', 6)``; the logarithm of their energy in windows of eight pixels; and
+    four statistics of each direction over the patch: the log of the mean modulus, its scatter from
+    window to window, and (compressed) the kurtosis and skewness of the response.
+    """
+    ridges = ops.conv(field, ops.convert_to_tensor(_RIDGES), padding="valid")
+    squared = ops.square(ridges)
+    width = min(8, ridges.shape[1])
+    energy = ops.average_pool(squared, width, strides=max(1, width // 2), padding="valid")
+    modulus = ops.mean(ops.abs(ridges), axis=(1, 2)) + 1e-2
+    variance = ops.mean(squared, axis=(1, 2)) + 1e-3
+    patch = [
+        ops.log(modulus),
+        0.5 * ops.log(ops.mean(ops.square(squared), axis=(1, 2)) / ops.square(variance) + 0.1),
+        0.5 * ops.arcsinh(ops.mean(squared * ridges, axis=(1, 2)) / variance**1.5),
+    ]
+    if energy.shape[1] > 2:
+        patch.append(2.0 * ops.std(ops.sqrt(energy + 1e-4), axis=(1, 2)) / modulus)
+    return ridges, ops.log(energy + 1e-2), ops.concatenate(patch, axis=-1)
+
+
+def _texture_score(truth: Any, first: Any, second: Any) -> Any:
+    """Energy score ``(n,)`` over the parts of :func:`_texture`, each given about equal say."""
+    parts = []
+    for weight, *fields in zip((0.3, 0.3, 0.5), truth, first, second, strict=True):
+        if len(fields[0].shape) == 2:
+            fields = [field[:, None, None] for field in fields]
+        parts.append(weight * _energy_distance(*fields))
+    return sum(parts)
+
+
+def _energy_distance(truth: Any, first: Any, second: Any, width: int = 1) -> Any:
     """``E|x - s| - E|s - s'|/2`` of the values in moving windows, ``(n,)``."""
 
     def norm(difference: Any) -> Any:

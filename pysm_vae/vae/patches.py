@@ -71,8 +71,8 @@ _COORDSYS = {
 }
 
 # Multipole, in units of 1/sigma, to which a Gaussian kernel is followed in harmonics: the rest,
-# exp(-5.3^2 / 2), is a millionth. Cut at the map's own band limit instead, the kernel rings, and the
-# Galactic plane throws stripes over the faint sky.
+# exp(-5.3^2 / 2), is a millionth. Cut at the map's own band limit instead, the kernel rings, and
+# the Galactic plane throws stripes over the faint sky.
 _KERNEL_REACH = 5.3
 
 # Grid on which areas and overlaps of regions are counted: 13.7' pixels.

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,12 @@ import keras
 import numpy as np
 
 from pysm_vae.files import atomic_write, writable_folder
-from pysm_vae.vae.generator import Generator, measure_spectra, save_weights
+from pysm_vae.vae.generator import (
+    Generator,
+    measure_spectra,
+    measure_transfer,
+    save_weights,
+)
 from pysm_vae.vae.networks import build_network
 from pysm_vae.vae.patches import (
     PatchSampler,
@@ -47,9 +53,10 @@ class TrainingConfig:
     size : int
         Pixels a side of the training patches.
     zoom : float
-        Training patches take pixel sizes from each map's own to ``zoom`` times it.
+        Training patches take pixel sizes from each map's own to ``zoom`` times it. Beyond 1 the
+        beam is narrower, in pixels, than in the patches that samples are compared with.
     patches : int
-        Augmented training patches that are drawn, shared evenly among the maps.
+        Augmented training patches that are drawn, as many of each environment.
     epochs, batch_size : int
         Passes over these patches at the most, and patches a step.
     learning_rate, beta_1 : float
@@ -65,7 +72,7 @@ class TrainingConfig:
     architecture: str = "octave"
     network: dict[str, Any] = field(default_factory=dict)
     size: int = 64
-    zoom: float = 1.2
+    zoom: float = 1.0
     patches: int = 8000
     epochs: int = 60
     batch_size: int = 16
@@ -90,12 +97,16 @@ class TrainingMap:
         The file that it came from.
     fwhm : float, optional
         Smoothing that was applied to it, arcmin.
+    environment : float
+        What it shows, from 0, diffuse sky, to 1, molecular clouds: the network learns to tell them
+        apart.
     """
 
     sky: SkyMap
     pixel_size: float
     path: Path
     fwhm: float | None = None
+    environment: float = 0.0
 
 
 def train(
@@ -169,6 +180,7 @@ def train(
     network = build_network(config.architecture, **_network_config(config), seed=config.seed)
     if hasattr(network, "adapt"):
         network.adapt(training.patches)
+    inputs = network_inputs(training, maps)
     network.compile(
         optimizer=keras.optimizers.Adam(config.learning_rate, beta_1=config.beta_1, clipnorm=1.0),
         # XLA is several times slower than the plain graph for these convolutions on a CPU.
@@ -176,8 +188,8 @@ def train(
     )
     best = out / "best.weights.h5"
     network.fit(
-        training.patches,
-        validation_data=(validation.patches, None),
+        inputs,
+        validation_data=(network_inputs(validation, maps), None),
         epochs=config.epochs,
         batch_size=config.batch_size,
         callbacks=_callbacks(out, best, config, tensorboard),
@@ -204,7 +216,17 @@ def train(
         "training_patches": len(training),
         "validation_patches": len(validation),
     }
-    card["spectra"] = measure_spectra(Generator(card, out / f"{name}.npz"))
+    generator = Generator(card, out / f"{name}.npz")
+    card["spectra"] = measure_spectra(generator)
+    # The paper's network is shown as it is, blur and all.
+    card["transfer"] = [
+        {
+            "environment": environment,
+            "power": measure_transfer(generator, patches, environment),
+        }
+        for environment, patches in _by_environment(inputs)
+        if generator.conditional
+    ]
     # Last, since the card marks a finished run.
     write_card(card, path)
     return path
@@ -229,6 +251,21 @@ def _check(maps: Sequence[TrainingMap], split: Split, config: TrainingConfig) ->
         )
 
 
+def network_inputs(patches: PatchSet, maps: Sequence[TrainingMap]) -> dict[str, np.ndarray]:
+    """What a network takes: ``patches``, (n, size, size), and the ``environment`` of each, (n,)."""
+    environment = {m.sky.name: m.environment for m in maps}
+    return {
+        "patches": patches.patches,
+        "environment": np.array([environment[name] for name in patches.source], np.float32),
+    }
+
+
+def _by_environment(inputs: dict[str, np.ndarray]) -> Iterator[tuple[float, np.ndarray]]:
+    """Each environment of the training patches, and its patches."""
+    for environment in np.unique(inputs["environment"]):
+        yield float(environment), inputs["patches"][inputs["environment"] == environment]
+
+
 def write_card(card: dict[str, Any], path: Path) -> None:
     """Write a model card as JSON."""
     with atomic_write(path) as partial:
@@ -238,17 +275,20 @@ def write_card(card: dict[str, Any], path: Path) -> None:
 def training_patches(
     maps: Sequence[TrainingMap], regions: Sequence[str], config: TrainingConfig
 ) -> PatchSet:
-    """Augmented patches of the training regions, shared evenly among the maps that have any."""
+    """Augmented patches of the training regions, shared evenly among the maps that have any.
+
+    First among the environments, then among the maps of each.
+    """
     rng = np.random.default_rng([config.seed, 1])
     used = [(m, [r for r in m.sky.region_names if r in regions]) for m in maps]
     used = [(m, names) for m, names in used if names]
     if not used:
         raise ValueError(f"no map has any of the training regions {tuple(regions)}")
-    share = math.ceil(config.patches / len(used))
+    like = Counter(m.environment for m, _ in used)
     return concatenate(
         [
             PatchSampler(m.sky, config.size, m.pixel_size, regions=names, zoom=config.zoom).draw(
-                share, rng
+                math.ceil(config.patches / len(like) / like[m.environment]), rng
             )
             for m, names in used
         ]
@@ -275,6 +315,7 @@ def describe_map(training_map: TrainingMap) -> dict[str, Any]:
         "sha256": hashlib.sha256(training_map.path.read_bytes()).hexdigest(),
         "smoothing_arcmin": training_map.fwhm,
         "pixel_size_arcmin": training_map.pixel_size,
+        "environment": training_map.environment,
     }
 
 

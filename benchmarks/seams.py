@@ -1,0 +1,241 @@
+"""Whether the tiles' seams can be seen: small scales where tiles meet, beside those inside tiles.
+
+``python benchmarks/seams.py --nside 512 --seeds 2 --out DIR`` writes seams.json and seams.png.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import healpy as hp
+import numpy as np
+import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.sky.smallscales import FIELDS, TILE_NSIDE, SmallScales
+from pysm_vae.sky.templates import load_template
+from pysm_vae.sky.tiling import Tiling
+from pysm_vae.vae.generator import load_generator
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+# Multipoles above which the patterns are judged.
+HIGH_PASS = (100, 200, 400)
+# Edges in the nearest tile's share of the power of two overlapping tiles. The first bin is the seam
+# proper, the last the inside.
+SHARES = (0.0, 0.6, 0.75, 0.9, 0.99, 1.0)
+SEAM = 0.75
+MEASURES = ("variance", "kurtosis", "gradient variance", "gradient kurtosis")
+# The logarithm by which the template is made so faint that nothing is crowded.
+_FAINT = 20.0
+
+
+def patterns(small: SmallScales) -> np.ndarray:
+    """Harmonics of the T, E and B patterns, without the brightness that modulates them.
+
+    Returns
+    -------
+    ndarray, complex, shape (3, nalm)
+        To l = 2 nside.
+    """
+    nside, lmax = small.nside, 2 * small.nside
+    pixels = np.arange(hp.nside2npix(nside))
+    faint = small.template.fields(*hp.pix2ang(nside, pixels))
+    faint[0] -= _FAINT
+    maps = small.fields(faint)
+    tiles, weights = small.tiling.weights(nside, pixels)
+    maps[0] /= np.sqrt((weights**2 * small.roughness[tiles] ** 2).sum(axis=1))
+    return np.array(hp.map2alm(maps, lmax=lmax, iter=1))
+
+
+def shares(nside: int) -> np.ndarray:
+    """The nearest tile's share of each pixel, from about 1/3 to 1, shape (npix,).
+
+    Those of the widest windows, whatever windows the sky is made with.
+    """
+    _, weights = Tiling(TILE_NSIDE).weights(nside)
+    return (weights**2).max(axis=1)
+
+
+def zones(alm: np.ndarray, nside: int, low: float, zone: np.ndarray) -> np.ndarray:
+    """Statistics of one pattern above a multipole in each zone.
+
+    Parameters
+    ----------
+    alm : ndarray, shape (nalm,)
+        The pattern.
+    nside : int
+        Of the map that is judged.
+    low : float
+        High pass, a step of a fifth of it.
+    zone : ndarray of int, shape (npix,)
+        Of each pixel.
+
+    Returns
+    -------
+    ndarray, shape (len(MEASURES), zones)
+        Kurtosis is excess kurtosis; the gradient's two components count alike.
+    """
+    lmax = hp.Alm.getlmax(alm.size)
+    ell = np.arange(lmax + 1)
+    alm = hp.almxfl(alm, np.clip((ell - 0.9 * low) / (0.2 * low), 0, 1))
+    value, south, east = hp.alm2map_der1(alm, nside, lmax)
+    rows = []
+    for parts in ((value,), (south, east)):
+        second, fourth = (
+            sum(np.bincount(zone, part**power) for part in parts) / (len(parts) * np.bincount(zone))
+            for power in (2, 4)
+        )
+        rows += [second, fourth / second**2 - 3]
+    return np.array(rows)
+
+
+def spectra(alm: np.ndarray, nside: int, share: np.ndarray) -> dict[str, np.ndarray]:
+    """Spectra of one pattern: on all the sky, and in seams over that inside tiles.
+
+    Bands are a tile's fundamental wide, so that nothing at the scale of tiles can hide in one.
+    """
+    lmax = hp.Alm.getlmax(alm.size)
+    value = hp.alm2map(alm, nside, lmax)
+    ell = np.arange(lmax + 1)
+    band = ell // 25
+    total = hp.alm2cl(alm) * ell * (ell + 1) / (2 * np.pi)
+    # Both masks are smooth, and as narrow as each other.
+    seam = np.clip(2 * (1 - share), 0, 1)
+    inside = np.clip(1 - 2 * (1 - share), 0, 1)
+    masked = [
+        hp.anafast(value * mask, lmax=lmax, iter=0, use_pixel_weights=False) / np.mean(mask**2)
+        for mask in (seam, inside)
+    ]
+    weights = 2 * ell + 1
+
+    def binned(values: np.ndarray) -> np.ndarray:
+        return np.bincount(band, values * weights) / np.bincount(band, weights)
+
+    return {
+        "ell": binned(ell),
+        "d_ell": binned(total),
+        "seam over inside": binned(masked[0]) / binned(masked[1]),
+    }
+
+
+def measure(weights: str, nside: int, seeds: int, console: Console) -> dict[str, Any]:
+    """Measure the seams of full skies; what seams.json holds."""
+    generator, template = load_generator(weights), load_template("embedded")
+    share = shares(nside)
+    zone = np.digitize(share, SHARES[1:-1])
+    two = (share > 0.99).astype(int) - (share < SEAM)
+    measured: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in FIELDS}
+    ratios: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in FIELDS}
+    series: dict[str, Any] = {f: [] for f in FIELDS}
+    for seed in range(seeds):
+        console.print(f"seed {seed}")
+        small = SmallScales(generator, template, seed=seed, nside=nside)
+        for name, alm in zip(FIELDS, patterns(small), strict=True):
+            series[name].append(spectra(alm, nside, share))
+            for low in HIGH_PASS:
+                measured[name][low].append(zones(alm, nside, low, zone))
+                pair = zones(alm, nside, low, two + 1)
+                ratios[name][low].append(pair[:, 0] / pair[:, 2])
+    report: dict[str, Any] = {
+        "weights": generator.name,
+        "nside": nside,
+        "seeds": seeds,
+        "shares": SHARES,
+        "lmax": small.lmax,
+        "sky": {"seam": np.mean(two == -1), "inside": np.mean(two == 1)},
+        "fields": {},
+    }
+    for name in FIELDS:
+        judged = {}
+        for low in HIGH_PASS:
+            if low > 0.8 * small.lmax:
+                continue
+            ratio = np.array(ratios[name][low])
+            judged[str(low)] = {
+                measure: {
+                    "by share": np.mean(measured[name][low], axis=0)[i].tolist(),
+                    "seam over inside": ratio.mean(axis=0)[i],
+                    "scatter of seeds": ratio.std(axis=0, ddof=1)[i] if seeds > 1 else None,
+                }
+                for i, measure in enumerate(MEASURES)
+            }
+        mean = {key: np.mean([s[key] for s in series[name]], axis=0) for key in series[name][0]}
+        used = (mean["ell"] > 125) & (mean["ell"] < 0.9 * small.lmax)
+        log_ell, log_power = np.log(mean["ell"][used]), np.log(mean["d_ell"][used])
+        smooth = np.polyval(np.polyfit(log_ell, log_power, 3), log_ell)
+        report["fields"][name] = {
+            "high pass": judged,
+            "spectrum": {key: values.tolist() for key, values in mean.items()},
+            "largest departure from a smooth spectrum": np.abs(np.expm1(log_power - smooth)).max(),
+        }
+    return report
+
+
+def table(report: dict[str, Any]) -> Table:
+    """What the report says of seams over insides."""
+    shown = Table(title=f"Seams over insides, {report['weights']}, nside {report['nside']}")
+    for column in ("pattern", "l above", *MEASURES):
+        shown.add_column(column)
+    for name, field in report["fields"].items():
+        for low, judged in field["high pass"].items():
+            cells = []
+            for entry in judged.values():
+                scatter = entry["scatter of seeds"]
+                error = "" if scatter is None else f" ± {scatter / report['seeds'] ** 0.5:.3f}"
+                cells.append(f"{entry['seam over inside']:.3f}{error}")
+            shown.add_row(name, low, *cells)
+    return shown
+
+
+def figure(report: dict[str, Any]) -> Figure:
+    """Statistics against the nearest tile's share, and spectra."""
+    drawn = Figure(figsize=(13, 5.5), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots(2, 3)
+    middle = 0.5 * (np.array(SHARES[1:]) + np.maximum(SHARES[:-1], 1 / 3))
+    for name, field in report["fields"].items():
+        judged = field["high pass"]["200"]
+        for axis, measure in zip(axes[:, :2].ravel(), MEASURES, strict=True):
+            values = np.array(judged[measure]["by share"])
+            axis.plot(middle, values / values[-1], marker="o", label=name)
+            axis.set(xlabel="nearest tile's share", ylabel=f"{measure} over the inside's")
+        spectrum = {key: np.array(value) for key, value in field["spectrum"].items()}
+        used = (spectrum["ell"] > 60) & (spectrum["ell"] < report["lmax"])
+        ell = spectrum["ell"][used]
+        axes[0, 2].loglog(ell, spectrum["d_ell"][used], label=name)
+        axes[1, 2].plot(ell, spectrum["seam over inside"][used], label=name)
+    for axis in [*axes[:, :2].ravel(), axes[1, 2]]:
+        axis.axhspan(0.95, 1.05, color="0.9", zorder=0)
+    axes[0, 2].set(xlabel=r"$\ell$", ylabel=r"$D_\ell$ of the patterns")
+    axes[1, 2].set(xlabel=r"$\ell$", ylabel="power in seams over inside")
+    axes[0, 0].legend()
+    return drawn
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of what comes out.")],
+    nside: Annotated[int, typer.Option(min=256, help="Of the skies.")] = 512,
+    seeds: Annotated[int, typer.Option(min=1, help="Skies to average.")] = 2,
+    weights: Annotated[str, typer.Option(help="Shipped weights, or a model card.")] = "default",
+) -> None:
+    """Measure the small scales of full skies in the seams of tiles and inside them."""
+    console = Console()
+    writable_folder(out)
+    report = measure(weights, nside, seeds, console)
+    with atomic_write(out / "seams.json") as partial:
+        partial.write_text(json.dumps(report, indent=1))
+    with atomic_write(out / "seams.png") as partial:
+        figure(report).savefig(partial, format="png", dpi=120)
+    console.print(table(report))
+
+
+if __name__ == "__main__":
+    app()

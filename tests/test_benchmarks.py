@@ -1,0 +1,497 @@
+"""The programs of benchmarks/: what they leave out, what they keep, and what they measure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from synthetic import NETWORK, SIZE, field, make_card, make_map, make_network
+from typer.testing import CliRunner
+
+from pysm_vae.cli import DEFAULTS
+from pysm_vae.stats import report
+from pysm_vae.stats.compare import DISTANCES
+from pysm_vae.vae import training
+from pysm_vae.vae.generator import load_generator
+from pysm_vae.vae.patches import tangent_grid
+from pysm_vae.vae.training import TrainingConfig, training_patches
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    common, folds, dcgan, ablation = map(
+        importlib.import_module, ("common", "folds", "dcgan", "ablation")
+    )
+
+# Without the scores whose graphs take longest to make.
+NETWORK = NETWORK | {"texture_weight": 0.0, "critic_weight": 0.0}
+CONFIG = TrainingConfig(network=NETWORK, size=SIZE, patches=32, epochs=2, kl_warmup=1)
+GAN = dcgan.GanConfig(size=SIZE, steps=6, batch_size=4, width=4, latents=8, checkpoints=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """Tiny networks by default, whose spectra on the sky's charts nobody asks for.
+
+    Reports are tested elsewhere and take as long as training: here their names are noted.
+    """
+
+    def note(evaluations, out):
+        (Path(out) / "evaluation.json").write_text(json.dumps(list(evaluations)))
+
+    def load(weights):
+        # Shipped weights make larger patches, which could not be compared with these.
+        if weights == "thorne2021":
+            raise FileNotFoundError
+        return load_generator(weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "measure_spectra", lambda generator: [])
+        patch.setattr(training, "measure_transfer", lambda *args: [1.0] * (SIZE // 2))
+        patch.setattr(report, "write_report", note)
+        patch.setattr(common, "load_generator", load)
+        patch.setitem(DEFAULTS, "octave", DEFAULTS["octave"] | {"network": NETWORK})
+        yield
+
+
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory) -> SimpleNamespace:
+    """Maps of three places, one of them twice; how a command line names them."""
+    folder = tmp_path_factory.mktemp("maps")
+    places = {"one": (1, 120), "again": (4, 120), "two": (2, 250), "three": (3, 10)}
+    maps = [make_map(folder, name, seed, lon=lon) for name, (seed, lon) in places.items()]
+    for m in maps:
+        # So that the file says what it holds.
+        fits.setval(m.path, "BUNIT", value="ln(MJy/sr)")
+    return SimpleNamespace(
+        maps=maps, options=[f"--map={m.path}@10:cloud" for m in maps], folder=folder
+    )
+
+
+def untrained(maps, split, out, config, *, progress) -> Path:
+    """In place of training: a network that is adapted to the patches and goes no further."""
+    card = Path(out) / f"{config.architecture}.json"
+    if not card.is_file():
+        Path(out).mkdir(parents=True)
+        network = training.build_network(config.architecture, **config.network)
+        network.adapt(training_patches(maps, split.train, config).patches)
+        make_card(card.parent, network, card.stem)
+        record = json.loads(card.read_text()) | {"split": asdict(split)}
+        card.write_text(json.dumps(record))
+    return card
+
+
+def invoke(app, *args: object) -> str:
+    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def pooled(evaluations, out) -> None:
+    """Put the figures of a report into a file; pages and drawings are tested elsewhere."""
+    figures = {"pooled": report.pool(list(evaluations.values()))}
+    figures["evaluations"] = {name: each.to_json() for name, each in evaluations.items()}
+    (Path(out) / "evaluation.json").write_text(json.dumps(figures))
+
+
+SHORT = (f"--size={SIZE}", "--patches=32", "--samples=8", "--no-two-sample")
+FOLDS = ("--fold=A=one:0", "--fold=B=two:1,three:0")
+
+
+@pytest.fixture(scope="module")
+def trained(sky, tmp_path_factory) -> SimpleNamespace:
+    """Fold B by itself, then all folds, then all again, now with figures in the report.
+
+    With the regions of the calls to `evaluate` in each run, and the times of its files. One fold
+    is trained.
+    """
+
+    real = training.train
+
+    def train(maps, split, out, config, *, progress):
+        run = real if out.name == "A" else untrained
+        return run(maps, split, out, config, progress=progress)
+
+    out = tmp_path_factory.mktemp("folds")
+    calls, stamps, output = [], [], []
+    original = report.evaluate
+
+    def count(generator, maps, regions, **options):
+        calls[-1].append(tuple(regions))
+        return original(generator, maps, regions, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "evaluate", count)
+        patch.setattr(training, "train", train)
+        for only in (("--only=B",), (), ()):
+            calls.append([])
+            if len(calls) == 3:
+                patch.setattr(report, "write_report", pooled)
+            args = (*sky.options, *FOLDS, *SHORT, "--epochs=1", f"--out={out}", *only)
+            output.append(invoke(folds.app, *args))
+            stamps.append({p.relative_to(out): p.stat().st_mtime_ns for p in out.rglob("*.json")})
+    return SimpleNamespace(out=out, calls=calls, stamps=stamps, output=output)
+
+
+class TestCommon:
+    def test_folds(self):
+        assert common.parse_folds(["A=one:0, two:1", "b.2=three:0"]) == [
+            common.Fold("A", ("one:0", "two:1")),
+            common.Fold("b.2", ("three:0",)),
+        ]
+
+    @pytest.mark.parametrize("text", ["A", "A=", "=one:0", "A=one:0,", "../A=one:0", "-A=one:0"])
+    def test_bad_folds(self, text):
+        with pytest.raises(ValueError, match="NAME=REGION"):
+            common.parse_folds([text])
+
+    def test_folds_of_one_name(self):
+        with pytest.raises(ValueError, match="share a name"):
+            common.parse_folds(["A=one:0", "A=one:1"])
+
+    def test_no_held_out_sky_is_trained_on(self, sky):
+        split, notes = common.fold_split(sky.maps, common.Fold("A", ("one:0",)), CONFIG)
+        assert split.test == ("one:0",)
+        # The same place in another map is in no part.
+        assert "again:0" not in (*split.train, *split.validation)
+        assert {"one:1", "again:1"} <= {*split.train, *split.validation}
+        assert [note for note in notes if note.startswith("again:0 left out")] == notes
+        drawn = training_patches(sky.maps, split.train, CONFIG)
+        held = sky.maps[0].sky
+        for i in range(len(drawn)):
+            grid = tangent_grid(
+                drawn.lon[i], drawn.lat[i], SIZE, drawn.pixel_size[i], drawn.angle[i]
+            )
+            assert not (held.region(*grid) == 0).any(), drawn.region[i]
+
+    def test_regions_too_small(self, sky, tmp_path):
+        tiny = make_map(tmp_path, "tiny", 5, lon=60, pixels=40)
+        maps = [*sky.maps, tiny]
+        split, notes = common.fold_split(maps, common.Fold("A", ("one:0",)), CONFIG)
+        assert not {"tiny:0", "tiny:1"} & {*split.train, *split.validation}
+        assert sum("no complete patch" in note for note in notes) == 2
+        fold = common.Fold("A", ("one:0", "tiny:1"))
+        regions, notes = common.judged_regions(maps, fold, SIZE, common.Judging())
+        assert regions == ["one:0"]
+        assert notes == [f"tiny:1 not compared: it holds 0 patches of {SIZE} pixels"]
+        with pytest.raises(ValueError, match="no region that holds"):
+            common.judged_regions(maps, common.Fold("A", ("tiny:1",)), SIZE, common.Judging())
+
+    def test_unknown_region(self, sky):
+        with pytest.raises(ValueError, match="four:0"):
+            common.fold_split(sky.maps, common.Fold("A", ("four:0",)), CONFIG)
+
+    def test_reference(self, tmp_path):
+        fold = common.Fold("A", ("one:0",))
+        assert common.thorne2021_of(None, fold) is None
+        (tmp_path / "A").mkdir()
+        make_card(tmp_path / "A", name="thorne2021")
+        assert common.thorne2021_of(tmp_path, fold).name == "thorne2021"
+        with pytest.raises(FileNotFoundError, match=r"thorne2021\.json"):
+            common.thorne2021_of(tmp_path, common.Fold("B", ("one:0",)))
+
+    def test_other_settings(self, tmp_path):
+        common.finished_or_same(tmp_path / "run.json", {"a": (1, 2)})
+        common.finished_or_same(tmp_path / "run.json", {"a": [1, 2]})
+        with pytest.raises(ValueError, match="other maps or settings"):
+            common.finished_or_same(tmp_path / "run.json", {"a": [1, 3]})
+
+
+class TestFolds:
+    def test_each_fold_has_not_seen_its_sky(self, trained):
+        for name, held_out in (("A", ["one:0"]), ("B", ["two:1", "three:0"])):
+            split = json.loads((trained.out / name / "octave.json").read_text())["split"]
+            assert split["test"] == held_out
+            assert not set(held_out) & {*split["train"], *split["validation"]}
+
+    def test_finished_parts_are_kept(self, trained):
+        assert trained.calls == [[("two:1", "three:0")], [("one:0",)], []]
+        first, second, third = trained.stamps
+        assert not any(path.parts[0] == "A" for path in first)
+        assert Path("evaluation.json") not in first
+        kept = [path for path in first if path.name == "octave.json"]
+        assert len(kept) == 1
+        assert all(second[path] == first[path] for path in kept)
+        kept = [path for path in second if path.name == "octave.json"]
+        assert len(kept) == 2
+        assert all(third[path] == second[path] for path in kept)
+
+    def test_figures_are_those_of_the_fold(self, trained, sky):
+        # Maps of the command line, whose values the unit describes.
+        maps = common.read_maps([f"{m.path}@10:cloud" for m in sky.maps], None)
+        found = report.evaluate(
+            load_generator(trained.out / "A" / "octave.json"), maps, ["one:0"], n=8, seed=0,
+            two_sample=False,
+        )  # fmt: skip
+        kept = json.loads((trained.out / "evaluation.json").read_text())["evaluations"]
+        assert list(kept) == ["A", "B"]
+        assert kept["A"]["comparisons"] == found.to_json()["comparisons"]
+        assert json.loads((trained.out / "A" / "evaluation.json").read_text()) == ["A"]
+
+    def test_says_what_is_left_out(self, trained):
+        assert "A: again:0 left out of training" in trained.output[1]
+
+    def test_unknown_fold(self, sky, tmp_path):
+        with pytest.raises(ValueError, match="--only 'C' is none of A, B"):
+            invoke(folds.app, *sky.options, *FOLDS, "--only=C", f"--out={tmp_path}")
+
+
+class TestGan:
+    def test_losses(self, rng):
+        """Cross entropies of the discriminator's probabilities, before the step."""
+        gan = dcgan.Gan(GAN)
+        real = rng.standard_normal((4, SIZE, SIZE, 1)).astype(np.float32)
+        latents = rng.standard_normal((4, 8)).astype(np.float32)
+        made = gan.generator(latents, training=True)
+        right, wrong = (
+            1 / (1 + np.exp(-gan.discriminator(x, training=True).numpy().astype(np.float64)))
+            for x in (real, made)
+        )
+        found = gan._updates(real, latents).numpy()
+        expected = [
+            -np.mean(np.log(right)) - np.mean(np.log(1 - wrong)),
+            -np.mean(np.log(wrong)),
+            0.5 * np.mean(right > 0.5) + 0.5 * np.mean(wrong < 0.5),
+        ]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+    def test_parameters(self):
+        """Kernels of 16 pixels, two batch-norm weights a channel, dense layers at the ends."""
+        found = dcgan.Gan(GAN).parameters
+        # 16 pixels: 8 x 8 with 4 filters, 4 x 4 with 8.
+        assert found["discriminator"] == (16 * 4 + 4) + (16 * 4 * 8 + 8) + 2 * 8 + (16 * 8 + 1)
+        start = 16 * 8
+        assert found["generator"] == 8 * start + 2 * start + (16 * 8 * 4 + 4) + 2 * 4 + 16 * 4 + 1
+
+    def test_learns(self, rng, tmp_path):
+        patches = np.stack([field(rng, SIZE) for _ in range(128)])
+        patches /= patches.std(axis=(1, 2), keepdims=True)
+        config = replace(GAN, steps=200, checkpoints=8, width=8, batch_size=16, learning_rate=1e-3)
+        found = dcgan.train_gan(patches.astype(np.float32), tmp_path, config, 16)
+        errors = [entry["spectrum_error"] for entry in found["checkpoints"]]
+        assert dcgan.spectrum_error(dcgan.Gan(config).sample(128, 0), patches) > 2 * min(errors)
+        assert found["checkpoints"][-1]["correlation"]["mean"] < 0.5
+        assert 0.5 < np.mean(found["log"]["accuracy"]) <= 1
+
+    def test_goes_on_after_a_kill(self, rng, tmp_path, monkeypatch):
+        patches = rng.standard_normal((16, SIZE, SIZE)).astype(np.float32)
+        whole = dcgan.train_gan(patches, tmp_path / "whole", GAN, 5)
+        original, started = dcgan.Gan.step, []
+
+        def step(gan, patches, number):
+            started.append(number)
+            if len(started) == 4:
+                raise KeyboardInterrupt
+            return original(gan, patches, number)
+
+        monkeypatch.setattr(dcgan.Gan, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            dcgan.train_gan(patches, tmp_path / "parts", GAN, 5)
+        assert not (tmp_path / "parts" / "gan.json").exists()
+        parts = dcgan.train_gan(patches, tmp_path / "parts", GAN, 5)
+        # Killed in step 3, after the checkpoint of two steps.
+        assert started == [0, 1, 2, 3, 2, 3, 4, 5]
+        for figures in (whole, parts):
+            assert figures.pop("seconds") > 0
+        assert whole == parts
+        one, other = (
+            np.load(tmp_path / name / "samples.npz")["samples"] for name in ("whole", "parts")
+        )
+        assert one.shape == (5, SIZE, SIZE)
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one.std(axis=(1, 2)), 1, rtol=1e-5)
+        # A finished seed is not trained again, and no other run is mixed with it.
+        started.clear()
+        assert dcgan.train_gan(patches, tmp_path / "parts", GAN, 5)["steps"] == 6
+        assert started == []
+        with pytest.raises(ValueError, match="other maps or settings"):
+            dcgan.train_gan(patches, tmp_path / "parts", replace(GAN, width=8), 5)
+        with pytest.raises(ValueError, match="other maps or settings"):
+            dcgan.train_gan(2 * patches, tmp_path / "parts", GAN, 5)
+
+    def test_seeds_differ(self):
+        one, other = (dcgan.Gan(replace(GAN, seed=seed)).sample(2, 0) for seed in (0, 1))
+        assert np.abs(one - other).max() > 0.1
+
+    @pytest.mark.parametrize("size", [4, 20, 48])
+    def test_bad_size(self, size):
+        with pytest.raises(ValueError, match="the DCGAN makes patches of"):
+            replace(GAN, size=size)
+
+    def test_correlations(self, rng):
+        same = np.repeat(rng.standard_normal((1, 32, 32)), 5, axis=0)
+        assert dcgan.correlations(same) == pytest.approx({"mean": 1, "rms": 1})
+        # Of p independent pixels: mean 0, variance 1/p.
+        found = dcgan.correlations(rng.standard_normal((40, 32, 32)))
+        assert abs(found["mean"]) < 0.01
+        assert found["rms"] == pytest.approx(1 / 32, rel=0.1)
+        # Two images and their negatives: half of all pairs of different patches are related.
+        x = rng.standard_normal((1, 64, 64))
+        found = dcgan.correlations(np.concatenate([x, -x]))
+        assert found == pytest.approx({"mean": -1, "rms": 1})
+
+    def test_spectrum_error(self, rng):
+        patches = rng.standard_normal((20, SIZE, SIZE))
+        assert dcgan.spectrum_error(2 * patches, patches) == pytest.approx(np.log(4))
+
+    def test_weights_that_have_seen_the_test(self, trained):
+        generator = load_generator(trained.out / "A" / "octave.json")
+        dcgan.check_unseen(generator, common.Fold("A", ("one:0",)))
+        seen = generator.card["split"]["train"][0]
+        with pytest.raises(ValueError, match=f"have seen {seen}"):
+            dcgan.check_unseen(generator, common.Fold("A", ("one:0", seen)))
+
+    def test_program(self, sky, trained, tmp_path, monkeypatch):
+        judged, original = [], report.evaluate
+
+        def evaluate(*args, candidates, **options):
+            judged.append(list(candidates))
+            assert {c.shape for c in candidates.values()} == {(8, SIZE, SIZE)}
+            return original(*args, candidates=candidates, **options)
+
+        monkeypatch.setattr(report, "evaluate", evaluate)
+        args = (
+            *sky.options, FOLDS[0], *SHORT, f"--weights={trained.out}", "--steps=4", "--seeds=2",
+            "--width=4", f"--out={tmp_path}",
+        )  # fmt: skip
+        invoke(dcgan.app, *args)
+        found = json.loads((tmp_path / "dcgan.json").read_text())["A"]
+        assert [each["seed"] for each in found["seeds"]] == [0, 1]
+        assert found["compared_with"]["steps"] == 2
+        assert found["split"]["test"] == ["one:0"]
+        assert judged == [["dcgan_0", "dcgan_1"]]
+        assert (tmp_path / "A" / "dcgan.png").stat().st_size > 1000
+        assert json.loads((tmp_path / "evaluation.json").read_text()) == ["A"]
+        monkeypatch.setattr(dcgan, "Gan", None)
+        monkeypatch.setattr(report, "evaluate", None)
+        assert "seed 1" in invoke(dcgan.app, *args)
+
+
+class TestAblation:
+    def test_stationary_fields(self, rng):
+        """A channel that is the other one, moved and dimmed, and noise of its own."""
+        first = rng.standard_normal((400, 8, 8, 1))
+        second = 0.8 * np.roll(first, 2, axis=1) + 0.6 * rng.standard_normal(first.shape) + 3
+        prior = ablation.Stationary.like(np.concatenate([first, second], -1))
+        drawn = prior.colour(rng.standard_normal((400, 8, 8, 2)))
+        assert drawn.shape == (400, 8, 8, 2)
+        one, other = drawn[..., 0], drawn[..., 1]
+        assert other.mean() == pytest.approx(3, abs=0.02)
+        assert one.var() == pytest.approx(1, rel=0.03)
+        assert other.var() == pytest.approx(1, rel=0.03)
+        assert np.mean(np.roll(one, 2, axis=1) * (other - 3)) == pytest.approx(0.8, abs=0.02)
+        assert np.mean(one * (other - 3)) == pytest.approx(0, abs=0.02)
+
+    def test_blind_network(self, rng):
+        """Its details do not depend on what they are drawn for."""
+        coarse = rng.standard_normal((2, 4, 4)).astype(np.float32)
+        z = [
+            np.repeat(rng.standard_normal((1, *shape)), 2, axis=0).astype(np.float32)
+            for shape in make_network().latent_shapes(SIZE)[1:]
+        ]
+
+        def details(network):
+            drawn = np.asarray(network.decode(z, coarse=coarse))
+            return drawn - np.kron(coarse, np.ones((4, 4)))
+
+        with ablation.without_context():
+            blind = details(make_network())
+        np.testing.assert_allclose(blind[0], blind[1], atol=1e-5)
+        assert blind.std() > 0.1
+        seeing = details(make_network())
+        assert np.abs(seeing[0] - seeing[1]).max() > 0.1
+
+    def test_fitted_prior(self, rng, tmp_path):
+        """Its samples are those of the network for latents like the encoded patches' ones."""
+        card = make_card(tmp_path)
+        patches = np.stack([field(rng, SIZE) for _ in range(80)]).astype(np.float32)
+        environment = np.repeat(np.float32([0, 1]), 40)
+        fitted = ablation.FittedPrior(card, patches, environment, seed=1)
+        plain = load_generator(card)
+        shapes = plain.latent_shapes(SIZE)
+        white = [rng.standard_normal((3, *shape)).astype(np.float32) for shape in shapes]
+        for kind in (0.0, 1.0):
+            priors = fitted._priors[kind]
+            coloured = [white[0], *(priors[z.shape[1]].colour(z) for z in white[1:])]
+            np.testing.assert_allclose(
+                fitted.decode(white, environment=kind),
+                plain.decode(coloured, environment=kind),
+                atol=1e-6,
+            )
+            # The finest posterior mean, on average over patches and places, is the prior's.
+            own = patches[environment == kind]
+            mean = np.asarray(plain.network.encode(own, np.full(40, kind, np.float32))[-1][0])
+            found = priors[SIZE // 2].mean
+            np.testing.assert_allclose(found, mean.mean(axis=(0, 1, 2)), atol=0.1)
+        assert np.abs(fitted._priors[0.0][8].mean - fitted._priors[1.0][8].mean).max() > 0
+
+    def test_figures(self):
+        """Medians over maps and folds; of the controls, which no variant touches, only once."""
+
+        def evaluation(**yardsticks):
+            comparison = SimpleNamespace(
+                candidates=dict.fromkeys(yardsticks),
+                yardsticks=lambda name: {"spectrum": yardsticks[name]},
+            )
+            return SimpleNamespace(comparisons=[comparison])
+
+        found = ablation.figures(
+            {
+                fold: {
+                    "octave": evaluation(samples=k, modulated_gaussian=5),
+                    "octave + fitted_prior": evaluation(samples=2 * k, modulated_gaussian=8),
+                    "thorne2021": evaluation(samples=9, modulated_gaussian=7),
+                }
+                for fold, k in (("A", 1), ("B", 2), ("C", 6))
+            }
+        )
+        assert list(found.items()) == [
+            ("octave", {"spectrum": 2}),
+            ("octave + fitted_prior", {"spectrum": 4}),
+            ("thorne2021", {"spectrum": 9}),
+            ("modulated_gaussian", {"spectrum": 5}),
+        ]
+
+    def test_variants_can_be_built(self):
+        for variant in ablation.VARIANTS.values():
+            size = {"size": SIZE} if variant.architecture == "thorne2021" else {}
+            network = training.build_network(variant.architecture, **variant.network, **size)
+            assert {**network.get_config(), **variant.network} == network.get_config()
+
+    def test_program(self, sky, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "train", untrained)
+        args = (
+            *sky.options, FOLDS[0], *SHORT, "--epochs=1", f"--out={tmp_path}", "--variant=elbo",
+            "--variant=blind",
+        )  # fmt: skip
+        output = invoke(ablation.app, *args, "--only=blind")
+        assert "A: blind" in output
+        assert not (tmp_path / "A" / "elbo").exists()
+        assert not (tmp_path / "ablation.json").exists()
+        output = invoke(ablation.app, *args)
+        found = json.loads((tmp_path / "ablation.json").read_text())
+        assert list(found["yardsticks"]) == [
+            "elbo",
+            "elbo + fitted_prior",
+            "blind",
+            "modulated_gaussian",
+        ]
+        for values in found["yardsticks"].values():
+            assert set(DISTANCES) <= set(values)
+        assert (tmp_path / "ablation.png").stat().st_size > 1000
+        card = json.loads((tmp_path / "A" / "elbo" / "octave.json").read_text())
+        assert card["network"] == load_generator(tmp_path / "A" / "elbo").network.get_config()
+        assert (card["network"]["score_weight"], card["network"]["octaves"]) == (0, 2)
+        blind = load_generator(tmp_path / "A" / "blind").network
+        assert np.isinf(blind.context_scale.numpy()).all()
+        monkeypatch.setattr(report, "evaluate", None)
+        assert "ablation.png" in invoke(ablation.app, *args)
+
+    def test_unknown_variant(self, sky, tmp_path):
+        with pytest.raises(ValueError, match="'none' is none of octave"):
+            invoke(ablation.app, *sky.options, FOLDS[0], "--variant=none", f"--out={tmp_path}")
