@@ -31,7 +31,7 @@ from pysm_vae.stats.report import (
 )
 from pysm_vae.stats.spectra import ell_bins, flat_spectrum, standardise
 from pysm_vae.stats.twosample import both_ways, roc
-from pysm_vae.vae.cards import write_readable_card
+from pysm_vae.vae.cards import add_folds, write_readable_card
 from pysm_vae.vae.patches import PatchSampler, Split, grid_patches
 from pysm_vae.vae.training import TrainingConfig, train
 
@@ -691,6 +691,19 @@ def test_readable_card(maps, tested, tmp_path, monkeypatch):
         assert f"| {name} | " + " | ".join(f"{v:g}" for v in values) + " |" in text
     aucs = found["two_sample"]
     assert f"| AUC | {aucs['real']:g} | {aucs['samples']:g} | " in text
+    powers = card["transfer"][0]["power"]
+    assert f"| 0 | {powers[0]:.3g} | {powers[1]:.3g} | {powers[3]:.3g} |" in text
+    path = tmp_path / "folds.json"
+    path.write_text(json.dumps(card))
+    pooled = pool([tested])
+    folds = add_folds(path, [tested]).read_text()
+    assert json.loads(path.read_text())["folds"] == pooled
+    yardstick = pooled["yardsticks"]["samples"]["minkowski_v1"]
+    line = next(line for line in folds.splitlines() if "yardstick: minkowski_v1" in line)
+    for value in (*yardstick["folds"], yardstick["median"]):
+        assert f"| {value:.2f} |" in line
+    spectrum = " | ".join(f"{v:.2f}" for v in pooled["spectrum_ratio"]["samples"]["pooled"])
+    assert f"| median spectrum | {spectrum} |" in folds
     del card["history"]
     with pytest.raises(ValueError, match="no 'history'"):
         write_readable_card(card, page)
@@ -724,6 +737,6 @@ def test_real_sky(shared_data):
     for comparison in comparisons:
         ratio = comparison.reconstruction_ratio()["median"]
         ell = comparison.held_out.ell
-        # To what the paper kept a third of, and a fifteenth.
-        assert (ratio[ell < 600] > 0.9).all()
-        assert (ratio[ell < 900] > 0.8).all()
+        # Of what the paper kept 0.30 at ℓ = 607, and 0.07 at 877.
+        assert (ratio[ell < 620] > 0.75).all()
+        assert (ratio[ell < 900] > 0.65).all()

@@ -70,18 +70,21 @@ def test_the_mean_intensity_stays(drawn, large_scales):
     assert ratio.std() < 0.03
 
 
-def test_no_seams(small, large_scales):
-    """Where two tiles meet, the patterns vary as much as inside."""
+def test_no_seams(small, large_scales, monkeypatch):
+    """Where two tiles meet, the patterns vary as much as inside: four skies, each good to 3 %."""
     # Above the brightest sky's crowding the patterns are what they are everywhere.
     faint = large_scales.copy()
     faint[0] -= 20
-    t, q, u = small.fields(faint)
     tiles, weights = small.tiling.weights(NSIDE, np.arange(hp.nside2npix(NSIDE)))
     rough = np.sqrt((weights**2 * small.roughness[tiles] ** 2).sum(axis=1))
     nearest = (weights**2).max(axis=1)
     inside, seam = nearest > 0.99, nearest < 0.75
-    for field in (t / rough, q, u):
-        assert field[seam].var() == pytest.approx(field[inside].var(), rel=0.06)
+    ratios = []
+    for seed in range(4):
+        monkeypatch.setattr(small, "seed", seed)
+        t, q, u = small.fields(faint)
+        ratios.append([f[seam].var() / f[inside].var() for f in (t / rough, q, u)])
+    np.testing.assert_allclose(np.mean(ratios, axis=0), 1, atol=0.04)
 
 
 def test_no_amplitude_is_no_small_scales(template, large_scales):

@@ -15,7 +15,13 @@ from synthetic import NETWORK, SIZE, make_map
 from pysm_vae.vae import training
 from pysm_vae.vae.generator import load_generator
 from pysm_vae.vae.patches import Split, tangent_grid
-from pysm_vae.vae.training import TrainingConfig, grid_set, train, training_patches
+from pysm_vae.vae.training import (
+    TrainingConfig,
+    grid_set,
+    network_inputs,
+    train,
+    training_patches,
+)
 
 CONFIG = TrainingConfig(
     network=NETWORK,
@@ -155,7 +161,7 @@ def test_best_epoch_is_shipped(finished, maps):
     history = finished.card["history"]
     network = load_generator(finished.path).network
     network.compile(optimizer="adam", jit_compile=False)
-    validation = grid_set(maps, SPLIT.validation, SIZE).patches
+    validation = network_inputs(grid_set(maps, SPLIT.validation, SIZE), maps)
     found = np.mean([network.evaluate(validation, verbose=0)[0] for _ in range(4)])
     # The loss is that of random draws.
     assert found == pytest.approx(min(history["val_loss"][1:]), rel=0.05)
@@ -286,3 +292,15 @@ def test_no_region_at_all(maps):
         training_patches(maps, ("three:0",), CONFIG)
     with pytest.raises(ValueError, match="no map has any"):
         grid_set(maps, ("three:0",), SIZE)
+
+
+def test_environments_share_the_patches(tmp_path):
+    """As many patches of each environment, and each patch has that of its map."""
+    made = [make_map(tmp_path, f"m{i}", i, lon=40.0 * i, lat=30.0) for i in range(3)]
+    mixed = [made[0], replace(made[1], environment=1.0), replace(made[2], environment=1.0)]
+    regions = [m.sky.region_names[0] for m in mixed]
+    drawn = training_patches(mixed, regions, replace(CONFIG, patches=40))
+    assert [int((drawn.source == m.sky.name).sum()) for m in mixed] == [20, 10, 10]
+    given = network_inputs(drawn, mixed)
+    np.testing.assert_array_equal(given["environment"], drawn.source != "m0")
+    np.testing.assert_array_equal(given["patches"], drawn.patches)
