@@ -21,6 +21,7 @@ small scales are twice as intermittent; ``thorne2021`` ignores it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import keras
@@ -57,7 +58,7 @@ def build_network(architecture: str, **config: Any) -> PatchVAE:
     return classes[architecture](**config)
 
 
-class PatchVAE(keras.Model):
+class PatchVAE(keras.Model, ABC):
     """What training and generation ask of a network.
 
     ``call`` returns the terms of the evidence lower bound (ELBO), each ``(n,)`` in nats a patch;
@@ -83,20 +84,20 @@ class PatchVAE(keras.Model):
         # Keras's own, which include the loss: early stopping and the best checkpoint follow it.
         return list(dict.fromkeys([*super().metrics, *self.trackers.values()]))
 
+    @abstractmethod
     def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
         """Shapes of the standard normal latents that make one patch of ``size`` pixels a side.
 
         ``depth``, for networks that have octaves, is how many of them are drawn from latents.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, patches: Any) -> list[tuple[Any, Any]]:
         """Posterior of the latents: a list of (mean, log standard deviation)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, latents: list[Any], training: bool = False, environment: Any = None) -> Any:
         """Patches ``(n, size, size)`` of the given latents, in environments ``(n,)`` (or 0)."""
-        raise NotImplementedError
 
     def _draw(self, mean: Any, log_scale: Any) -> Any:
         noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
