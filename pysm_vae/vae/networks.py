@@ -349,7 +349,10 @@ class _Critic(layers.Layer):
         hidden = inputs
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             hidden = ops.conv(hidden, weights(kernel), strides=2, padding="same")
-            hidden = ops.leaky_relu(hidden + weights(bias)[octave], 0.2)
+            hidden = hidden + weights(bias)[octave]
+            # A leaky ReLU. TensorFlow's own is fused in some runs and not in others (its graph
+            # optimiser fails on it), which rounds differently: the same seed, other weights.
+            hidden = ops.maximum(hidden, 0.2 * hidden)
         return ops.sum(hidden * weights(self.head), axis=-1)
 
 
