@@ -45,9 +45,9 @@ def normals(rng, network, size: int, n: int = 3, depth: int | None = None) -> li
 
 
 def block_means(fields: np.ndarray, block: int) -> np.ndarray:
-    n, size, _ = fields.shape
-    grid = size // block
-    return fields.reshape(n, grid, block, grid, block).mean(axis=(2, 4))
+    n, rows, columns = fields.shape
+    blocks = fields.reshape(n, rows // block, block, columns // block, block)
+    return blocks.mean(axis=(2, 4))
 
 
 def test_haar_round_trip_and_energy(rng):
@@ -419,6 +419,70 @@ def test_wide_latents_have_unit_variance(octave, rng, grid):
             middle = grid // 2
             shared = np.corrcoef(field[:, middle, middle], field[:, middle, middle + 1])[0, 1]
             assert shared == pytest.approx(expected, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def lively() -> networks.Octave:
+    """An untrained network of the default design whose outputs depend on all of their inputs."""
+    network = build_network("octave", channels=6, encoder_channels=4, critic_weight=0.0)
+    drawn = np.random.default_rng(3)
+    for variable in network.trainable_variables:
+        variable.assign(drawn.normal(0.0, 0.15, variable.shape))
+    return network
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 5])
+def test_refine_is_local(lively, rng, level):
+    """A window with a margin gives what the whole map gives there, wherever it lies."""
+    reach = lively.REACH
+    coarse = rng.standard_normal((2, 50, 45)).astype(np.float32)
+    latents = rng.standard_normal((2, 50, 45, 6)).astype(np.float32)
+    environment = np.array([0.0, 1.0], np.float32)
+    whole = np.asarray(lively.refine(coarse, latents, environment, level))
+    assert whole.shape == (2, 100, 90)
+    np.testing.assert_allclose(block_means(whole, 2), coarse, atol=1e-5)
+    part = np.asarray(lively.refine(coarse, latents, environment, level, 2))
+    np.testing.assert_allclose(part, whole[:, 4:-4, 4:-4], atol=1e-5)
+    for margin, row, column, rows, columns in ((reach, 9, 4, 35, 41), (reach + 3, 3, 5, 40, 36)):
+        window = np.s_[:, row : row + rows, column : column + columns]
+        part = np.asarray(
+            lively.refine(coarse[window], latents[window], environment, level, margin)
+        )
+        assert part.shape == (2, 2 * (rows - 2 * margin), 2 * (columns - 2 * margin))
+        inside = whole[
+            :,
+            2 * (row + margin) : 2 * (row + rows - margin),
+            2 * (column + margin) : 2 * (column + columns - margin),
+        ]
+        np.testing.assert_allclose(part, inside, atol=1e-5)
+
+
+def test_refine_reaches_no_further_than_it_says(lively, rng):
+    reach, middle = lively.REACH, 20
+    coarse = rng.standard_normal((1, 41, 41)).astype(np.float32)
+    latents = rng.standard_normal((1, 41, 41, 6)).astype(np.float32)
+    environment = np.ones(1, np.float32)
+    for level in (0, 2):
+        before = np.asarray(lively.refine(coarse, latents, environment, level))
+        moved = [coarse + 0, latents + 0]
+        for each in moved:
+            each[:, middle, middle] += 3.0
+        after = np.asarray(lively.refine(*moved, environment, level))
+        rows = np.flatnonzero(np.abs(after - before).max(axis=(0, 2)) > 1e-5) // 2
+        assert middle - reach <= rows.min()
+        assert rows.max() <= middle + reach
+        assert rows.max() > middle + reach // 2
+
+
+@pytest.mark.parametrize(("level", "octave"), [(0, 3), (2, 1), (3, 1), (7, 1)])
+def test_refine_is_what_decode_runs_without_beam(lively, rng, level, octave):
+    """The step of each level is that of its octave, and the finest is left to the beam."""
+    coarse = rng.standard_normal((1, 12, 12)).astype(np.float32)
+    latents = rng.standard_normal((1, 12, 12, 6)).astype(np.float32)
+    found = np.asarray(lively.refine(coarse, latents, np.zeros(1, np.float32), level))
+    context = lively._context(coarse[..., None], octave)
+    details = lively.detail_scale[octave] * lively._details(context, latents, [0.0], octave)
+    np.testing.assert_allclose(found, haar_synthesis(coarse[..., None], details)[..., 0], atol=1e-6)
 
 
 def test_too_large_a_coarsest_map_is_refused():

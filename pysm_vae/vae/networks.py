@@ -269,6 +269,12 @@ def _box(field: Any, width: int) -> Any:
     return ops.average_pool(field, width, strides=1, padding="same")
 
 
+def _crop(field: Any, cells: int) -> Any:
+    """Fields ``(n, rows, columns, c)`` without their outermost cells on each side."""
+    _, rows, columns, _ = field.shape
+    return field[:, cells : rows - cells, cells : columns - cells]
+
+
 class _Step(layers.Layer):
     """Convolutions shared by octaves, with a bias for each octave that the environment shifts."""
 
@@ -278,6 +284,8 @@ class _Step(layers.Layer):
         super().__init__(**kwargs)
         self.octaves = octaves
         self.channels = channels
+        # Cells beyond a cell that its outputs depend on.
+        self.reach = sum(kernel // 2 for kernel in kernels)
         self.convolutions = [
             layers.Conv2D(channels, kernel, padding="same", name=f"conv{i}")
             for i, kernel in enumerate(kernels)
@@ -405,6 +413,9 @@ class Octave(PatchVAE):
     WINDOWS = (1, 3, 7)
     # Pixels over which some latents are averaged.
     WIDE_WINDOWS = (9, 17)
+    # Cells of the coarser map's grid beyond a cell that the details drawn in it can depend on: half
+    # the widest window, and the convolutions' own.
+    REACH = 13
 
     def __init__(
         self,
@@ -521,22 +532,31 @@ class Octave(PatchVAE):
     def _context(self, coarse: Any, octave: int) -> Any:
         return self._bands(coarse) / self.context_scale[octave]
 
-    def _details(self, context: Any, z: Any, environment: Any, octave: int) -> Any:
-        """Mean details of one octave, in units of the octave's scale."""
+    def _details(self, context: Any, z: Any, environment: Any, octave: int, margin: int = 0) -> Any:
+        """Mean details of one octave, in units of the octave's scale, ``margin`` cells inside."""
         step = self.finest if octave == 0 else self.decoder
         inputs = ops.concatenate([context, z, *self._wide_latents(z)], axis=-1)
-        outputs = step(inputs, environment=environment, octave=octave)
+        # The convolutions cost most: they run on what the cells asked for depend on, and no more.
+        outside = max(margin - step.reach, 0)
+        outputs = step(_crop(inputs, outside), environment=environment, octave=octave)
+        outputs = _crop(outputs, margin - outside)
         return outputs[..., :3] * ops.exp(2.0 * ops.tanh(0.5 * outputs[..., 3:]))
 
     def _wide_latents(self, z: Any) -> list[Any]:
         """Averages of latents over wide windows, each scaled to unit variance."""
-        grid, found = z.shape[1], []
+        found = []
         for number, window in enumerate(self.WIDE_WINDOWS):
             part = z[..., number * self.wide : (number + 1) * self.wide]
-            window = min(window, grid)
-            reach = np.convolve(np.ones(grid), np.ones(window))[window // 2 :][:grid]
-            count = np.outer(reach, reach)[:, :, None].astype(np.float32)
-            found.append(_box(part, window) * np.sqrt(count))
+            # The window shrinks at the edges, and where the map is smaller than it.
+            sides = [min(window, grid) for grid in z.shape[1:3]]
+            count = np.multiply.outer(
+                *(
+                    np.convolve(np.ones(grid), np.ones(side))[side // 2 :][:grid]
+                    for grid, side in zip(z.shape[1:3], sides, strict=True)
+                )
+            )
+            mean = ops.average_pool(part, sides, strides=1, padding="same")
+            found.append(mean * np.sqrt(count)[..., None].astype(np.float32))
         return found
 
     def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
@@ -649,11 +669,46 @@ class Octave(PatchVAE):
         for i, latent in enumerate(latents):
             if beam:
                 octave = min(len(latents) - 1 - i, self.octaves - 1)
+                field = self._refined(field, latent, environment, octave)
             else:
-                octave = max(self.octaves - 1 - i, min(1, self.octaves - 1))
-            details = self._details(self._context(field, octave), latent, environment, octave)
-            field = haar_synthesis(field, self.detail_scale[octave] * details)
+                field = self.refine(field[..., 0], latent, environment, i)[..., None]
         return field[..., 0]
+
+    def refine(
+        self, coarse: Any, latents: Any, environment: Any, level: int, margin: int = 0
+    ) -> Any:
+        """Draw one octave as generation on the sky does, where no beam dims the last one.
+
+        What is drawn in a cell depends on the cells up to :attr:`REACH` from it, and on nothing
+        else: neither on where it lies in the map, nor, that far from them, on the map's edges.
+
+        Parameters
+        ----------
+        coarse : tensor, shape (n, rows, columns)
+            The map to refine, in the network's units.
+        latents : tensor, shape (n, rows, columns, latents)
+            Standard normal latents, on the map's grid.
+        environment : tensor, shape (n,)
+            From 0, diffuse sky, to 1, molecular clouds.
+        level : int
+            How many octaves were drawn before this one.
+        margin : int
+            Cells on each side of the map that are not refined. With :attr:`REACH` of them or more
+            the result is what any larger map would get there.
+
+        Returns
+        -------
+        tensor, shape (n, 2 (rows - 2 margin), 2 (columns - 2 margin))
+        """
+        octave = max(self.octaves - 1 - level, min(1, self.octaves - 1))
+        return self._refined(coarse[..., None], latents, environment, octave, margin)[..., 0]
+
+    def _refined(
+        self, field: Any, latents: Any, environment: Any, octave: int, margin: int = 0
+    ) -> Any:
+        context = self._context(field, octave)
+        details = self._details(context, latents, environment, octave, margin)
+        return haar_synthesis(_crop(field, margin), self.detail_scale[octave] * details)
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Terms of the ELBO with one posterior draw, and the energy scores of prior draws."""
