@@ -93,9 +93,14 @@ def _reported(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        from pysm_vae.mpi import LaunchError, RankError
+
+        if isinstance(error, RankError):
+            # The rank that failed says why, and all leave with the same code.
+            raise typer.Exit(2 if issubclass(error.kind, _BAD_INPUT) else 1) from None
         if debug:
             traceback.print_exc()
-        known = isinstance(error, (*_BAD_INPUT, OSError))
+        known = isinstance(error, (*_BAD_INPUT, OSError, LaunchError))
         text = _one_line(error)
         if not known:
             text = f"{type(error).__name__}: {text} (--debug shows where)"
@@ -193,6 +198,14 @@ def simulate(
             "your own training."
         ),
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LON,LAT,RADIUS|FILE",
+            help="Only a part of the sky: a disc in Galactic degrees, or a FITS mask that is not "
+            "0 there. Writes partial maps.",
+        ),
+    ] = None,
     figure: Annotated[bool, typer.Option(help="Also draw a picture.")] = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that are there already.")
@@ -210,17 +223,29 @@ def simulate(
     `pysm-vae simulate --nside 128 --freq 95 --freq 150 --freq 353 --seed 7 --out maps`
 
     `pysm-vae simulate --nside 512 --band 140:160 --bandpass detector.txt --unit K_CMB --out maps`
+
+    Part of the sky; then all of it, shared by four processes (needs `pysm_vae[mpi]`):
+
+    `pysm-vae simulate --nside 2048 --freq 353 --region 110,-38,10 --out maps`
+
+    `mpiexec -n 4 pysm-vae simulate --nside 2048 --freq 353 --out maps`
     """
     with _reported(debug):
         from pysm_vae.channels import Channel
+        from pysm_vae.mpi import agreed, share_cores, world
         from pysm_vae.simulate import simulate as make_maps
 
-        channels = [Channel.at(f) for f in freq or ()]
-        channels += [Channel.top_hat(*parse_band(text)) for text in band or ()]
-        channels += [Channel.from_file(path) for path in bandpass or ()]
-        if not channels:
-            raise ValueError("nothing to map: give --freq, --band or --bandpass at least once")
-        labels = {"tiles": "drawing the sky", "channels": "writing maps"}
+        ranks = world()
+        with agreed(ranks):
+            channels = [Channel.at(f) for f in freq or ()]
+            channels += [Channel.top_hat(*parse_band(text)) for text in band or ()]
+            channels += [Channel.from_file(path) for path in bandpass or ()]
+            if not channels:
+                raise ValueError("nothing to map: give --freq, --band or --bandpass at least once")
+        if ranks is not None:
+            share_cores(ranks)
+        first = ranks is None or ranks.rank == 0
+        labels = {"tiles": "drawing the sky", "channels": "writing maps"} if first else {}
         with _without_native_notes(debug), _progress(labels) as progress:
             files = make_maps(
                 out,
@@ -231,11 +256,13 @@ def simulate(
                 weights=weights,
                 seed=seed,
                 unit=unit,
+                region=region,
                 figure=figure,
                 overwrite=overwrite,
                 progress=progress,
+                mpi_comm=ranks,
             )
-        for file in files:
+        for file in files if first else ():
             typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -674,7 +701,7 @@ def _on_terminal() -> bool:
 @contextmanager
 def _progress(labels: dict[str, str]) -> Iterator[Progress | None]:
     """Bars on a terminal, one for each thing that is done, and nothing elsewhere."""
-    if not _on_terminal():
+    if not (labels and _on_terminal()):
         yield None
         return
     from rich.console import Console

@@ -78,6 +78,97 @@ def sky_figure(
     return figure
 
 
+def region_figure(
+    nside: int,
+    pixels: np.ndarray,
+    channel: Channel,
+    maps: np.ndarray,
+    unit: u.UnitBase,
+    *,
+    title: str = "",
+) -> Figure:
+    """I, Q, U of a part of the sky, in an equal-area projection about its middle.
+
+    Parameters
+    ----------
+    nside : int
+        Resolution of the maps.
+    pixels : ndarray of int, shape (npix,)
+        RING, rising.
+    channel : Channel
+        The frequency or bandpass that ``maps`` are of.
+    maps : ndarray, shape (3, npix)
+        I, Q, U in ``unit``.
+    unit : Unit
+        Unit of the maps.
+    title : str
+        Put before the channel in the heading.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With an Agg canvas; no global state of matplotlib is touched.
+    """
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    lon, lat, places, half = _region_image(nside, pixels)
+    heading = f"Galactic dust at {channel.label}, nside {nside}"
+    about = f"about (l, b) = ({lon:.1f}°, {lat:.1f}°)".replace("-", "−")
+    figure.suptitle(f"{title}: {heading}, {about}" if title else f"{heading}, {about}", fontsize=17)
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, stokes, (name, colours, norm) in zip(axes, maps, _stokes_styles(maps), strict=True):
+        shown = axis.imshow(
+            np.ma.masked_array(stokes[places], places < 0),
+            extent=(half, -half, -half, half),
+            origin="lower",
+            cmap=colours,
+            norm=norm,
+            interpolation="antialiased",
+        )
+        axis.set_title(name, fontsize=16)
+        axis.set_xlabel("degrees east")
+        # A region's values need not span a decade.
+        bar = _colour_bar([axis], shown, unit_label(unit))
+        low, high = shown.get_clim()
+        ticks = MaxNLocator(5).tick_values(low, high)
+        bar.set_ticks(ticks[(ticks >= low) & (ticks <= high)])
+        bar.set_ticks([], minor=True)
+        bar.ax.xaxis.set_major_formatter("{x:g}")
+    axes[0].set_ylabel("degrees north")
+    return figure
+
+
+def _region_image(nside: int, pixels: np.ndarray) -> tuple[float, float, np.ndarray, float]:
+    """Middle of a region, and where in ``pixels`` each pixel of its image is, or -1.
+
+    Lambert's projection: a direction at the angle r from the middle lies at 2 sin(r/2).
+    """
+    # A million directions are enough to frame it.
+    step = 1 + len(pixels) // 1_000_000
+    vectors = np.array(hp.pix2vec(nside, pixels[::step]))
+    middle = vectors.mean(axis=1)
+    length = np.linalg.norm(middle)
+    # What surrounds the whole sky evenly has no middle.
+    middle = middle / length if length > 1e-3 else np.array([1.0, 0.0, 0.0])
+    lon, lat = (round(angle.item(), 6) + 0.0 for angle in hp.vec2ang(middle, lonlat=True))
+    margin = np.sqrt(step) * hp.nside2resol(nside)
+    farthest = np.arccos(np.clip((middle @ vectors).min(), -1, 1)) + margin
+    reach = 2 * np.sin(min(farthest, np.pi) / 2)
+    east = np.array([-np.sin(np.radians(lon)), np.cos(np.radians(lon)), 0.0])
+    axis = np.linspace(-reach, reach, _FIELD_PIXELS)
+    # Longitude grows to the left.
+    x, y = -axis[None, :, None], axis[:, None, None]
+    radius2 = x**2 + y**2
+    tangent = x * east + y * np.cross(middle, east)
+    on_sphere = radius2 <= reach**2
+    radius2 = np.minimum(radius2, 4.0)
+    directions = (1 - radius2 / 2) * middle + np.sqrt(1 - radius2 / 4) * tangent
+    wanted = hp.vec2pix(nside, *np.moveaxis(directions, -1, 0))
+    places = np.minimum(np.searchsorted(pixels, wanted), len(pixels) - 1)
+    there = (pixels[places] == wanted) & on_sphere[..., 0]
+    return lon, lat, np.where(there, places, -1), float(np.degrees(reach))
+
+
 def unit_label(unit: u.UnitBase) -> str:
     """The unit as an axis shows it: µK with a subscript for ``uK_CMB``."""
     match = re.fullmatch(r"(\w?)K_(CMB|RJ)", str(unit))
@@ -93,14 +184,7 @@ def _draw_skies(axes: np.ndarray, maps: np.ndarray, label: str) -> None:
         nside = _SKY_NSIDE
     # healpy's astronomical convention: longitude grows to the left.
     projection = MollweideProj(xsize=_SKY_PIXELS)
-    linear = float(np.percentile(np.hypot(maps[1], maps[2]), 50))
-    largest = float(np.percentile(np.abs(maps[1:]), 99.8))
-    styles = (
-        ("I", "inferno", LogNorm(*np.percentile(maps[0], (0.2, 99.8)))),
-        ("Q", "RdBu_r", AsinhNorm(linear, -largest, largest)),
-        ("U", "RdBu_r", AsinhNorm(linear, -largest, largest)),
-    )
-    for axis, stokes, (name, colours, norm) in zip(axes, maps, styles, strict=True):
+    for axis, stokes, (name, colours, norm) in zip(axes, maps, _stokes_styles(maps), strict=True):
         image = projection.projmap(stokes, lambda x, y, z: hp.vec2pix(nside, x, y, z))
         shown = axis.imshow(
             np.ma.masked_invalid(image),
@@ -118,12 +202,23 @@ def _draw_skies(axes: np.ndarray, maps: np.ndarray, label: str) -> None:
         bar = _colour_bar([axis], shown, label)
         if isinstance(norm, AsinhNorm):
             # Its own ticks crowd around zero.
-            step = 10.0 ** np.floor(np.log10(largest))
+            step = 10.0 ** np.floor(np.log10(norm.vmax))
             bar.set_ticks([-step, -step / 10, 0, step / 10, step], minor=False)
             bar.set_ticks([], minor=True)
             bar.ax.xaxis.set_major_formatter("{x:g}")
     x, y = projection.ang2xy(*_field_outline())
     axes[0].plot(x, y, color="white", linewidth=1.3)
+
+
+def _stokes_styles(maps: np.ndarray) -> tuple[tuple[str, str, Normalize], ...]:
+    """Name, colours and scale of I, Q and U."""
+    linear = float(np.percentile(np.hypot(maps[1], maps[2]), 50))
+    largest = float(np.percentile(np.abs(maps[1:]), 99.8))
+    return (
+        ("I", "inferno", LogNorm(*np.percentile(maps[0], (0.2, 99.8)))),
+        ("Q", "RdBu_r", AsinhNorm(linear, -largest, largest)),
+        ("U", "RdBu_r", AsinhNorm(linear, -largest, largest)),
+    )
 
 
 def _field_outline() -> tuple[np.ndarray, np.ndarray]:

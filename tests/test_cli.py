@@ -140,6 +140,8 @@ class TestSimulate:
             ((*BASE, "--bandpass", "none.txt"), "no such file"),
             (("simulate", "--nside", "100", "--freq", "353"), "power of two"),
             (("simulate", "--nside", "16"), "--freq, --band or --bandpass"),
+            ((*BASE, "--region", "none.fits"), "no such file"),
+            ((*BASE, "--region", "110,-38,0"), "lon,lat,radius in degrees"),
         ],
     )
     def test_bad_options(self, tmp_path, args, message):
@@ -182,6 +184,15 @@ class TestSimulate:
         line = refused(*BASE, "--out", tmp_path, code=1)
         assert "AssertionError: the sky was drawn" in line
         assert "--debug" in line
+
+    @pytest.mark.usefixtures("no_draw")
+    def test_started_as_ranks_without_mpi4py(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PMI_SIZE", "2")
+        monkeypatch.setitem(sys.modules, "mpi4py", None)
+        line = refused(*BASE, "--out", tmp_path, code=1)
+        assert "started as 2 ranks" in line
+        assert "pysm_vae[mpi]" in line
+        assert list(tmp_path.iterdir()) == []
 
     def test_disk_full(self, tmp_path, monkeypatch):
         monkeypatch.setattr(

@@ -17,7 +17,7 @@ from astropy.io import fits
 import pysm_vae.simulate
 from pysm_vae import VAEDust
 from pysm_vae.channels import Channel
-from pysm_vae.figures import sky_figure, unit_label
+from pysm_vae.figures import region_figure, sky_figure, unit_label
 from pysm_vae.simulate import simulate
 
 NSIDE = 16
@@ -204,6 +204,41 @@ class TestFiles:
         with pytest.raises(ValueError, match="nside 16, too coarse"):
             load_template(files[0])
 
+    def test_region(self, made, tmp_path):
+        """Partial maps as healpy writes them, and pixels those of the full sky."""
+        pixels = hp.query_disc(NSIDE, hp.ang2vec(110, -38, lonlat=True), np.radians(20))
+        told = []
+        path, picture = simulate(
+            tmp_path, nside=NSIDE, channels=[Channel.at(353)], seed=SEED, region=(110, -38, 20),
+            progress=lambda *news: told.append(news),
+        )  # fmt: skip
+        assert (path.name, picture.name) == (
+            "vae0_353GHz_nside16_seed7_region.fits",
+            "vae0_nside16_seed7_region.png",
+        )
+        full, _ = read(made[0][0])
+        part, header = read(path)
+        np.testing.assert_array_equal(part[:, pixels], full[:, pixels])
+        rest = np.delete(part, pixels, axis=1)
+        assert (rest == np.float32(hp.UNSEEN)).all()
+        # Only the tiles that these pixels need.
+        part_total, full_total = (
+            max(total for what, _, total in news if what == "tiles") for news in (told, made[1])
+        )
+        assert part_total < full_total / 4
+        theirs = tmp_path / "healpy.fits"
+        hp.write_map(theirs, part, dtype=np.float32, coord="G", column_units="uK_CMB", partial=True)
+        with fits.open(theirs) as expected, fits.open(path) as made_hdus:
+            made_hdus.verify("exception")
+            for name in expected[1].columns.names:
+                np.testing.assert_array_equal(made_hdus[1].data[name], expected[1].data[name])
+            for card in ("ORDERING", "COORDSYS", "NSIDE", "INDXSCHM", "OBJECT", "PIXTYPE"):
+                assert made_hdus[1].header[card] == expected[1].header[card]
+            assert made_hdus[1].columns.names == expected[1].columns.names
+            assert made_hdus[1].columns.units == ["", "uK_CMB", "uK_CMB", "uK_CMB"]
+        assert header["REGION"] == "110,-38,20"
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
     @pytest.mark.usefixtures("one_draw")
     def test_same_bytes(self, made, tmp_path):
         files, _ = made
@@ -248,6 +283,21 @@ class TestFiles:
         expected = hp.get_interp_val(model.template.maps(NSIDE)[0], 110, -38, lonlat=True)
         assert shown[200, 200] == pytest.approx(expected, rel=0.02)
 
+    def test_region_figure_shows_what_it_says(self, model):
+        """East is to the left, north up; outside the region there is nothing."""
+        lon, lat = hp.pix2ang(NSIDE, np.arange(12 * NSIDE**2), lonlat=True)
+        pixels = np.flatnonzero((np.abs(lat) < 31) & (np.abs(lon - 202.5) < 40))
+        maps = np.array([np.exp(lon / 100), lat, lon - 202.5])[:, pixels]
+        figure = region_figure(NSIDE, pixels, Channel.at(353), maps, u.uK_RJ, title="t")
+        q, u_ = (a.images[0].get_array() for a in figure.axes if a.get_title() in ("Q", "U"))
+        size = len(q)
+        assert abs(q[size // 2, size // 2]) < 4
+        assert abs(u_[size // 2, size // 2]) < 4
+        assert q[3 * size // 4 - 20, size // 2] > 10
+        assert u_[size // 2, size // 4] > 10
+        assert q.mask[0].all()
+        assert "(l, b) = (202.5°, 0.0°)" in figure.get_suptitle()
+
     def test_unit_label(self):
         assert unit_label(u.uK_CMB) == r"µK$_\mathrm{CMB}$"
         assert unit_label(u.K_RJ) == r"K$_\mathrm{RJ}$"
@@ -272,6 +322,12 @@ class TestRefused:
         self.refused(out, ValueError, "K_CMB or K_RJ", unit="K")
         twice = [Channel.at(353), Channel.at(353 * u.GHz)]
         self.refused(out, ValueError, "two channels.*353GHz", channels=twice)
+        assert not out.exists()
+
+    def test_region(self, tmp_path):
+        out = tmp_path / "maps"
+        self.refused(out, FileNotFoundError, "no such file", region="none.fits")
+        self.refused(out, ValueError, "in degrees", region="10,100,5")
         assert not out.exists()
 
     def test_files_there(self, tmp_path):
@@ -300,6 +356,15 @@ class TestRefused:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, needed))
         self.refused(tmp_path, OSError, "free some space", figure=False)
         assert list(tmp_path.iterdir()) == []
+
+    def test_room_for_a_region(self, tmp_path, monkeypatch):
+        """Of many pixels few are written, but with their numbers."""
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 100_000))
+        pixels = np.arange(1000)
+        pysm_vae.simulate._check_space(tmp_path, 8192, pixels, 1, False)
+        with pytest.raises(OSError, match="free some space"):
+            pysm_vae.simulate._check_space(tmp_path, 8192, np.arange(3000), 1, False)
 
     def test_disk_fills_up_midway(self, tmp_path, monkeypatch):
         real = hp.write_map
