@@ -126,6 +126,23 @@ def test_result_is_fresh_float64_and_numbers_equal_constant_maps(reference):
     np.testing.assert_array_equal(reference, kept)
 
 
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_single_precision_maps_are_computed_with_in_double(reference, rng, kind):
+    """The same bits as if they had been copied to double precision first."""
+    single = [np.asarray(value, np.float32) for value in spectral(kind, rng)]
+    reference = reference.astype(np.float32)
+    spectrum = {"freq_ref_I": 545 * u.GHz, "freq_ref_P": 353 * u.GHz}
+
+    def made(reference, beta, temperature):
+        return emission(reference, TOPHAT, **spectrum, beta=beta, temperature=temperature)
+
+    got = made(reference, *single)
+    double = made(reference.astype(np.float64), *(value.astype(np.float64) for value in single))
+    np.testing.assert_array_equal(got, double)
+    # What a FITS file holds has its bytes the other way round.
+    np.testing.assert_array_equal(got, made(reference, *(v.astype(">f4") for v in single)))
+
+
 GOOD = {
     "freqs": 150 * u.GHz,
     "freq_ref_I": 353 * u.GHz,

@@ -55,7 +55,8 @@ def emission(
     beta : float or ndarray, shape (npix,)
         Spectral index of the dust opacity.
     temperature : float or ndarray, shape (npix,)
-        Dust temperature in kelvin. A number is never spread out to a map.
+        Dust temperature in kelvin. A number is never spread out to a map, and maps in single
+        precision are read as they are.
 
     Returns
     -------
@@ -147,7 +148,10 @@ def _trapezoid_coefficients(nu: np.ndarray, weights: ArrayLike | None) -> np.nda
 
 def _parameter(value: ArrayLike, npix: int, name: str) -> np.ndarray:
     """Check a spectral parameter and give it as an array of one number or of npix."""
-    array = np.ascontiguousarray(value, dtype=np.float64)
+    array = np.asarray(value)
+    # Numbers are always double, so that the kernel is compiled for fewer combinations.
+    kept = np.float32 if array.size > 1 and array.dtype == np.float32 else np.float64
+    array = np.ascontiguousarray(array, dtype=kept)
     if array.ndim > 1 or array.size not in (1, npix):
         raise ValueError(
             f"{name} must be a number or a map of {npix} pixels, not shape {np.shape(value)}"
