@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import cProfile
 import importlib
 import json
+import pstats
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pysm3.units as u
 import pytest
 from astropy.io import fits
-from synthetic import NETWORK, SIZE, field, make_card, make_map, make_network
+from synthetic import NETWORK, SIZE, field, make_card, make_generator, make_map, make_network
 from typer.testing import CliRunner
 
 from pysm_vae.cli import DEFAULTS
+from pysm_vae.sky.sed import emission
+from pysm_vae.sky.templates import from_log_pol_tens, load_template
 from pysm_vae.stats import report
 from pysm_vae.stats.compare import DISTANCES
 from pysm_vae.vae import training
-from pysm_vae.vae.generator import load_generator
+from pysm_vae.vae.generator import draw_latents, load_generator
 from pysm_vae.vae.patches import tangent_grid
 from pysm_vae.vae.training import TrainingConfig, training_patches
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    common, folds, dcgan, ablation = map(
-        importlib.import_module, ("common", "folds", "dcgan", "ablation")
+    common, folds, dcgan, ablation, sky_benchmark = map(
+        importlib.import_module, ("common", "folds", "dcgan", "ablation", "sky")
     )
 
 # Without the scores whose graphs take longest to make.
@@ -495,3 +500,164 @@ class TestAblation:
     def test_unknown_variant(self, sky, tmp_path):
         with pytest.raises(ValueError, match="'none' is none of octave"):
             invoke(ablation.app, *sky.options, FOLDS[0], "--variant=none", f"--out={tmp_path}")
+
+
+class TestSky:
+    """Ratios are made of figures that are made up; times and memory are not judged."""
+
+    @pytest.fixture(scope="class")
+    def files(self, tmp_path_factory) -> str:
+        folder = tmp_path_factory.mktemp("d11")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sky_benchmark, "PLANE_NSIDE", 32)
+            patch.setattr(sky_benchmark, "SMALL_SCALES", 200)
+            sky_benchmark.write_d11_files(str(folder), True)
+        return str(folder)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    @pytest.mark.parametrize("plane_fix", [False, True])
+    def test_d11_has_the_templates_large_scales(self, files, plane_fix):
+        dust = sky_benchmark.d11(32, 1, Path(files), plane_fix)
+        template = load_template("embedded").maps(32)[0]
+        assert dust.I_ref.unit == u.uK_RJ
+        assert dust.mbb_temperature.mean().to_value(u.K) == pytest.approx(20, rel=0.05)
+        assert dust.mbb_index.mean().value == pytest.approx(1.5, rel=0.05)
+        # Below the small scales, and in the plane's maps, nothing else; 0.911 is PySM's correction.
+        np.testing.assert_allclose(dust.I_ref.value / 0.911, template, rtol=1e-3)
+
+    @pytest.mark.parametrize("kind", ["maps", "numbers"])
+    def test_emission_is_compared(self, tmp_path, monkeypatch, kind, rng):
+        class Dust:
+            """Maps without a draw; scaled as VAEDust scales its own."""
+
+            def __init__(self, nside, *, beta, temperature):
+                self.beta, self.temperature = beta, temperature
+                maps = rng.lognormal(size=(3, 12 * nside**2)).astype(np.float32)
+                self.I_ref, self.Q_ref, self.U_ref = maps << u.uK_RJ
+
+            def get_emission(self, freqs):
+                maps = np.array([self.I_ref.value, self.Q_ref.value, self.U_ref.value])
+                made = emission(
+                    maps,
+                    freqs,
+                    freq_ref_I=353 * u.GHz,
+                    freq_ref_P=353 * u.GHz,
+                    beta=u.Quantity(self.beta).value,
+                    temperature=u.Quantity(self.temperature).value,
+                )
+                return made * wrong << u.uK_RJ
+
+        monkeypatch.setattr(sky_benchmark, "VAEDust", Dust)
+        monkeypatch.setattr(sky_benchmark, "POINTS", (1, 3))
+        for wrong in (1.0, 1.001):
+            options = {"nside": 8, "kind": kind, "files": str(tmp_path), "repeats": 2}
+            ours = sky_benchmark.emit(sky_benchmark.OURS, **options)
+            theirs = sky_benchmark.emit(sky_benchmark.D1, **options)
+            assert set(ours) == set(theirs) == {"1", "3"}
+            for points in theirs.values():
+                assert points["seconds"] > 0
+                assert points["difference"] == pytest.approx(wrong - 1, abs=1e-12)
+
+    def test_memory_of_a_block(self):
+        held = np.ones(10**7)
+        with sky_benchmark._from_here() as memory:
+            np.ones(2 * 10**7).sum()
+        assert memory["peak"] == pytest.approx(160e6, rel=0.1)
+        assert held.sum() == 10**7
+
+    def test_disc(self):
+        pixels = sky_benchmark._disc(64).pixel_indices
+        assert len(pixels) / (12 * 64**2) == pytest.approx(0.01, rel=0.02)
+
+    def test_libraries_count_for_who_calls_them(self):
+        def work():
+            draw_latents([(300, 1000)], [(1, k) for k in range(20)])
+            for _ in range(10):
+                from_log_pol_tens(np.ones((3, 300_000)))
+
+        profiler = cProfile.Profile()
+        profiler.runcall(work)
+        profiled = pstats.Stats(profiler)
+        by_stage, by_function = sky_benchmark.stages(profiled)
+        total = profiled.total_tt
+        assert set(by_stage) == {"latents", "log-pol-tens", "template"}
+        assert sum(by_stage.values()) == pytest.approx(total, rel=0.1)
+        entries = {key[2]: entry for key, entry in profiled.stats.items()}
+        for function, stage in (
+            ("draw_latents", "latents"),
+            ("from_log_pol_tens", "log-pol-tens"),
+        ):
+            assert by_stage[stage] == pytest.approx(entries[function][3], rel=0.02)
+        assert "generator.draw_latents" in by_function
+
+    def test_decoders_operations_follow_the_pixels(self, tmp_path):
+        generator = make_generator(tmp_path)
+        sizes = ((16, 2), (32, 3), (64, 4))
+        counts = [sky_benchmark.decoder_operations(generator, *size) for size in sizes]
+        # 3 by 3 kernels from and to at least six channels; each octave costs as much a pixel.
+        assert counts[-1] > 64**2 * 2 * 9 * 36
+        assert counts[2] - counts[1] == pytest.approx(4 * (counts[1] - counts[0]), rel=0.02)
+
+    def test_fresh_processes(self, tmp_path):
+        made = sky_benchmark.fresh(
+            sky_benchmark.write_d11_files, files=str(tmp_path), plane_fix=False
+        )
+        assert made is None
+        assert len(list(tmp_path.iterdir())) == 8
+        failed = sky_benchmark.fresh(sky_benchmark.draw, parrot=1)
+        assert "TypeError" in failed["failed"]
+
+    def test_program(self, tmp_path, monkeypatch):
+        calls = []
+
+        def fresh(task, **options):
+            calls.append((task.__name__, options))
+            ours = options.get("who") == sky_benchmark.OURS
+            return {
+                "rates": {"bytes": 1e9, "multiply-adds": 1e9, "exponentials": 1e9},
+                "draw": {
+                    "seconds": (0.1 if "part" in options else 2.0) if ours else 6.0 + len(calls),
+                    "peak": 1e9 if ours else 4e9,
+                    "imports": 1e8,
+                },
+                "emit": {
+                    str(n): {"seconds": n * (1 if ours else 20.0), "peak": 1e8, "difference": 1e-15}
+                    for n in sky_benchmark.POINTS
+                },
+                "profile": {
+                    "seconds": 2.0,
+                    "stages": {"decode": 1.5, "project": 0.5},
+                    "functions": {},
+                    "needs": {"decode": {"bytes": 1e8, "multiply-adds": 5e8}},
+                }
+                if options.get("nside") == 128
+                else {"failed": "exit code -9: killed"},
+            }.get(task.__name__)
+
+        monkeypatch.setattr(sky_benchmark, "fresh", fresh)
+        monkeypatch.setattr(
+            sky_benchmark, "measure_first_map", lambda: {"all compiled": 9, "compiled before": 5}
+        )
+        output = invoke(
+            sky_benchmark.app, "--nside=128", "--nside=2048", "--nside=4096", f"--out={tmp_path}"
+        )
+        report_ = json.loads((tmp_path / "sky.json").read_text())
+        skies = report_["skies"]
+        draws = [options for name, options in calls if name == "draw"]
+        # Three of each, but of the peer at the two nsides that it can do.
+        assert len(draws) == 3 * (3 + 3 + 2)
+        assert {o["nside"] for o in draws if o["plane_fix"]} == {2048, 4096}
+        drawn = skies["128"]["draw"]
+        times = drawn[sky_benchmark.D11]["times"]
+        assert drawn["times as fast"] == sorted(times)[1] / 2
+        assert drawn["share of memory"] == 0.25
+        assert drawn["part over full"] == pytest.approx(0.05)
+        assert [skies[n]["draw"]["plane fix"] for n in skies] == [False, True, False]
+        assert skies["128"]["emission"]["maps"]["10"]["times as fast"] == 20
+        assert skies["128"]["profile"]["needs"]["decode"]["floor"] == 0.5
+        assert "emission" not in skies["4096"]
+        assert sky_benchmark.D11 not in skies["4096"]["draw"]
+        for text in ("2048*", "decode", "1.0e-15", "9.0 s with all compilation"):
+            assert text in output
+        assert (tmp_path / "sky.png").stat().st_size > 10_000
+        assert {file.name for file in tmp_path.iterdir()} == {"sky.json", "sky.png"}
