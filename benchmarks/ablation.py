@@ -103,7 +103,7 @@ VARIANTS: dict[str, Variant] = {
         "likelihood", "ELBO and critic, no energy score", network={"score_weight": 0.0}
     ),
     "loose": Variant(
-        "likelihood", "residual of 0.5 of the details in place of 0.15", network={"residual": 0.5}
+        "likelihood", "residual of 0.5 of the details in place of 0.1", network={"residual": 0.5}
     ),
     "latents1": Variant(
         "latents", "1 latent a cell in place of 6, none wide", network={"latents": 1}

@@ -1,4 +1,4 @@
-"""Whether the tiles' seams can be seen: small scales where tiles meet, beside those inside tiles.
+"""Whether the charts' seams can be seen: small scales where charts meet, beside those inside them.
 
 ``python benchmarks/seams.py --nside 512 --seeds 2 --out DIR`` writes seams.json and seams.png.
 """
@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pysm_vae.files import atomic_write, writable_folder
-from pysm_vae.sky.smallscales import FIELDS, TILE_NSIDE, SmallScales
+from pysm_vae.sky.canvas import FIELDS
+from pysm_vae.sky.smallscales import SmallScales
 from pysm_vae.sky.templates import load_template
 from pysm_vae.sky.tiling import Tiling
 from pysm_vae.vae.generator import load_generator
@@ -27,13 +28,11 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 # Multipoles above which the patterns are judged.
 HIGH_PASS = (100, 200, 400)
-# Edges in the nearest tile's share of the power of two overlapping tiles. The first bin is the seam
-# proper, the last the inside.
+# Edges in the nearest chart's share of the power of two overlapping charts. The first bin
+# is the seam proper, the last the inside.
 SHARES = (0.0, 0.6, 0.75, 0.9, 0.99, 1.0)
 SEAM = 0.75
 MEASURES = ("variance", "kurtosis", "gradient variance", "gradient kurtosis")
-# The logarithm by which the template is made so faint that nothing is crowded.
-_FAINT = 20.0
 
 
 def patterns(small: SmallScales) -> np.ndarray:
@@ -45,21 +44,17 @@ def patterns(small: SmallScales) -> np.ndarray:
         To l = 2 nside.
     """
     nside, lmax = small.nside, 2 * small.nside
-    pixels = np.arange(hp.nside2npix(nside))
-    faint = small.template.fields(*hp.pix2ang(nside, pixels))
-    faint[0] -= _FAINT
-    maps = small.fields(faint)
-    tiles, weights = small.tiling.weights(nside, pixels)
-    maps[0] /= np.sqrt((weights**2 * small.roughness[tiles] ** 2).sum(axis=1))
+    maps = np.zeros((3, hp.nside2npix(nside)))
+    for tile, pixels in small.tiling.charts(nside):
+        view = small.tiling.locate(tile, nside, pixels)
+        _, *layers = small.patterns(tile, view.places)
+        maps[:, pixels[view.where]] += view.weights * sum(small.tiling.evaluate(view, layers))
     return np.array(hp.map2alm(maps, lmax=lmax, iter=1))
 
 
 def shares(nside: int) -> np.ndarray:
-    """The nearest tile's share of each pixel, from about 1/3 to 1, shape (npix,).
-
-    Those of the widest windows, whatever windows the sky is made with.
-    """
-    _, weights = Tiling(TILE_NSIDE).weights(nside)
+    """The nearest chart's share of each pixel, from about 1/3 to 1, shape (npix,)."""
+    _, weights = Tiling().weights(nside)
     return (weights**2).max(axis=1)
 
 
@@ -97,9 +92,9 @@ def zones(alm: np.ndarray, nside: int, low: float, zone: np.ndarray) -> np.ndarr
 
 
 def spectra(alm: np.ndarray, nside: int, share: np.ndarray) -> dict[str, np.ndarray]:
-    """Spectra of one pattern: on all the sky, and in seams over that inside tiles.
+    """Spectra of one pattern: on all the sky, and in seams over that inside charts.
 
-    Bands are a tile's fundamental wide, so that nothing at the scale of tiles can hide in one.
+    Bands are 25 multipoles wide.
     """
     lmax = hp.Alm.getlmax(alm.size)
     value = hp.alm2map(alm, nside, lmax)
@@ -195,7 +190,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def figure(report: dict[str, Any]) -> Figure:
-    """Statistics against the nearest tile's share, and spectra."""
+    """Statistics against the nearest chart's share, and spectra."""
     drawn = Figure(figsize=(13, 5.5), layout="constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.subplots(2, 3)
@@ -205,7 +200,7 @@ def figure(report: dict[str, Any]) -> Figure:
         for axis, measure in zip(axes[:, :2].ravel(), MEASURES, strict=True):
             values = np.array(judged[measure]["by share"])
             axis.plot(middle, values / values[-1], marker="o", label=name)
-            axis.set(xlabel="nearest tile's share", ylabel=f"{measure} over the inside's")
+            axis.set(xlabel="nearest chart's share", ylabel=f"{measure} over the inside's")
         spectrum = {key: np.array(value) for key, value in field["spectrum"].items()}
         used = (spectrum["ell"] > 60) & (spectrum["ell"] < report["lmax"])
         ell = spectrum["ell"][used]
@@ -226,7 +221,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Skies to average.")] = 2,
     weights: Annotated[str, typer.Option(help="Shipped weights, or a model card.")] = "default",
 ) -> None:
-    """Measure the small scales of full skies in the seams of tiles and inside them."""
+    """Measure the small scales of full skies in the seams of charts and inside them."""
     console = Console()
     writable_folder(out)
     report = measure(weights, nside, seeds, console)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -41,6 +42,7 @@ from scipy import sparse
 
 from pysm_vae import Generator, VAEDust, load_generator
 from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.sky.charts import Plane
 from pysm_vae.sky.templates import load_template
 from pysm_vae.sky.tiling import Tiling
 
@@ -248,16 +250,26 @@ def emit_band(model: Any, points: int, ours: bool, files: str, repeats: int) -> 
 
 def profile(nside: int) -> dict[str, Any]:
     """Where a warm construction spends its time, and what each part cannot do without."""
-    decoded: dict[int, int] = {}
-    decode = Generator.decode
+    refined: Counter[tuple[tuple[int, ...], int, int]] = Counter()
+    transformed: Counter[tuple[int, ...]] = Counter()
+    refine, waves, fields = Generator.refine, Plane.waves, Plane.fields
 
-    def counted(*args: Any, **options: Any) -> Any:
-        patches = decode(*args, **options)
-        decoded[patches.shape[-1]] = decoded.get(patches.shape[-1], 0) + len(patches)
-        return patches
+    def refine_counted(self: Generator, coarse: Any, latents: Any, level: int, margin: int) -> Any:
+        refined[coarse.shape, level, margin] += 1
+        return refine(self, coarse, latents, level, margin)
+
+    def waves_counted(self: Plane, values: np.ndarray) -> np.ndarray:
+        transformed[values.shape] += 1
+        return waves(self, values)
+
+    def fields_counted(self: Plane, values: np.ndarray) -> np.ndarray:
+        transformed[len(values), self.size, self.size] += 1
+        return fields(self, values)
 
     VAEDust(nside, seed=1)
-    Generator.decode = counted  # type: ignore[method-assign]
+    Generator.refine = refine_counted  # type: ignore[method-assign]
+    Plane.waves = waves_counted  # type: ignore[method-assign]
+    Plane.fields = fields_counted  # type: ignore[method-assign]
     profiler = cProfile.Profile()
     seconds = _timed(lambda: profiler.runcall(VAEDust, nside, seed=7))
     by_stage, by_function = stages(pstats.Stats(profiler))
@@ -265,8 +277,7 @@ def profile(nside: int) -> dict[str, Any]:
         "seconds": seconds,
         "stages": by_stage,
         "functions": by_function,
-        "patches": decoded,
-        "needs": needs(nside, decoded),
+        "needs": needs(nside, refined, transformed),
     }
 
 
@@ -323,32 +334,51 @@ def stage_of(module: str, function: str) -> str:
         "networks": "decode",
         "charts": "Fourier",
         "tiling": "project",
+        "smallscales": "project",
+        "canvas": "decode",
+        "ground": "Fourier",
+        "largescales": "template",
         "templates": "template",
         "calibration": "calibrate",
     }.get(module, module)
 
 
-def needs(nside: int, decoded: dict[int, int]) -> dict[str, dict[str, float]]:
+def needs(
+    nside: int,
+    refined: Counter[tuple[tuple[int, ...], int, int]],
+    transformed: Counter[tuple[int, ...]],
+) -> dict[str, dict[str, float]]:
     """Bytes and operations of each stage that no program for this sky could do without.
 
     Inputs and outputs in single precision cross the memory once; ``multiply-adds`` are two
     operations each, real Fourier transforms of N numbers take 2.5 N log2 N operations.
+
+    Parameters
+    ----------
+    nside : int
+        Of the sky.
+    refined : Counter
+        Windows that the network refined: shape, octaves before, margin.
+    transformed : Counter
+        Shapes of Fourier transforms.
     """
     npix, generator = hp.nside2npix(nside), load_generator()
-    # The same for a pixel of every chart.
-    size, depth = generator.charts[0]
-    per_pixel = decoder_operations(generator, size, depth) / size**2
-    tiles, weights = Tiling().weights(64)
-    covering = float((weights > 0).sum() / len(tiles))
-    numbers = sum(n * size**2 for size, n in decoded.items())
-    transforms = sum(2 * n * 2.5 * size**2 * np.log2(size**2) for size, n in decoded.items())
+    _, weights = Tiling().weights(64)
+    covering = float((weights > 0).sum() / len(weights))
+    decoded = sum(
+        count * 4 * shape[0] * (shape[1] - 2 * margin) * (shape[2] - 2 * margin)
+        for (shape, _, margin), count in refined.items()
+    )
+    operations = sum(count * refine_operations(generator, *key) for key, count in refined.items())
+    numbers = sum(count * float(np.prod(shape)) for shape, count in transformed.items())
+    transforms = sum(
+        count * 2.5 * float(np.prod(shape)) * np.log2(shape[1] * shape[2])
+        for shape, count in transformed.items()
+    )
     return {
-        "decode": {
-            "bytes": 4.0 * numbers,
-            "multiply-adds": numbers * per_pixel / 2,
-        },
+        "decode": {"bytes": 4.0 * decoded, "multiply-adds": operations / 2},
         "Fourier": {"bytes": 2 * 4.0 * numbers, "multiply-adds": transforms / 2},
-        # Cubic splines have 16 points; each pixel lies on some tiles.
+        # Cubic splines have 16 points; each pixel lies on a chart or more.
         "project": {
             "bytes": 4.0 * numbers + 12.0 * npix,
             "multiply-adds": npix * covering * 3 * 16.0,
@@ -364,18 +394,19 @@ def needs(nside: int, decoded: dict[int, int]) -> dict[str, dict[str, float]]:
     }
 
 
-def decoder_operations(generator: Generator, size: int, depth: int | None) -> float:
-    """Floating-point operations of one patch, as TensorFlow counts them in its graph."""
+def refine_operations(
+    generator: Generator, shape: tuple[int, ...], level: int, margin: int
+) -> float:
+    """Floating-point operations of one octave of some windows, as TensorFlow counts them."""
     import tensorflow as tf
     from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
 
-    shapes = generator.latent_shapes(size, depth)
+    def refine(coarse: Any, latents: Any) -> Any:
+        environment = tf.zeros(shape[0])
+        return generator.network.refine(coarse, latents, environment, level, margin)
 
-    def decode(*latents: Any) -> Any:
-        return generator.network.decode(list(latents), environment=tf.zeros(1), beam=False)
-
-    specs = [tf.TensorSpec((1, *shape)) for shape in shapes]
-    graph = tf.function(decode).get_concrete_function(*specs).graph
+    specs = [tf.TensorSpec(shape), tf.TensorSpec((*shape, generator.network.latents))]
+    graph = tf.function(refine).get_concrete_function(*specs).graph
     options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation())
     counted = tf.compat.v1.profiler.profile(graph, options=options.with_empty_output().build())
     return float(counted.total_float_ops)

@@ -245,7 +245,7 @@ def simulate(
         if ranks is not None:
             share_cores(ranks)
         first = ranks is None or ranks.rank == 0
-        labels = {"tiles": "drawing the sky", "channels": "writing maps"} if first else {}
+        labels = {"charts": "drawing the sky", "channels": "writing maps"} if first else {}
         with _without_native_notes(debug), _progress(labels) as progress:
             files = make_maps(
                 out,

@@ -26,9 +26,9 @@ TEMPERATURE = 19.6
 class VAEDust(pysm3.Model):
     r"""Galactic dust with small scales drawn from a variational autoencoder trained on Planck.
 
-    The template's large scales are kept; above a split multipole they hand over to patches that the
-    generator draws, tile by tile, with a spectrum that continues the template's. Both are added as
-    the logarithm of the polarisation tensor, so :math:`I > 0` and :math:`P < I` everywhere and
+    The template's large scales are kept; above a split multipole they hand over to what the
+    generator draws, chart by chart, with a spectrum that continues the template's. Both are added
+    as the logarithm of the polarisation tensor, so :math:`I > 0` and :math:`P < I` everywhere and
     small scales grow with the emission they sit on. Frequencies scale as a modified blackbody.
 
     A sky is (seed, weights, template): the same on any set of pixels, on any number of processes.
@@ -53,7 +53,7 @@ class VAEDust(pysm3.Model):
         Frequency at which the template is given, and the reference of the modified blackbody.
     max_nside : int, optional
         Highest nside that makes sense. Default: that of the finest patches the weights give
-        (2048 for ``octave``, 256 for ``thorne2021``).
+        (8192 for ``octave``, 512 for ``thorne2021``).
     num : int, optional
         Number of a realisation, as ``mapsims`` passes it; added to the seed.
     map_dist : pysm3.MapDistribution, optional
@@ -63,7 +63,7 @@ class VAEDust(pysm3.Model):
     split : (float, float)
         Multipoles between which the template hands over to the small scales.
     progress : callable, optional
-        Told (tiles drawn, tiles in all) during the draw. Python only.
+        Told (charts drawn, charts in all) during the draw. Python only.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class VAEDust(pysm3.Model):
         seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
         spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)
         generator = load_generator(weights)
-        default_max = 2048 if generator.conditional else 256
+        default_max = 8192 if generator.conditional else 512
         super().__init__(
             nside=nside,
             max_nside=default_max if max_nside is None else max_nside,
@@ -119,7 +119,7 @@ class VAEDust(pysm3.Model):
         self.seed = seed
         self.generator = generator
         self.freq_ref_I = self.freq_ref_P = _frequency(freq_ref)
-        pixels = self._pixels()
+        pixels = None if map_dist is None else self._pixels()
         self.mbb_index = self._parameter("beta", beta, "", (-10.0, 10.0))
         self.mbb_temperature = self._parameter("temperature", temperature, "K", (0.0, 1000.0))
         self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
@@ -134,11 +134,8 @@ class VAEDust(pysm3.Model):
                 self.lmax,
                 nside,
             )
-        theta, phi = hp.pix2ang(nside, pixels)
-        fields = self.template.fields(theta, phi)
-        fields += small.fields(fields, pixels, progress)
         # Half the memory; the emission is computed, and returned, in double precision.
-        self._reference = from_log_pol_tens(fields).astype(np.float32)
+        self._reference = from_log_pol_tens(small.draw(pixels, progress))
 
     @property
     def I_ref(self) -> u.Quantity:

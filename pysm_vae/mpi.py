@@ -129,7 +129,7 @@ def share(nside: int, pixels: np.ndarray | None, rank: int, size: int) -> np.nda
     """The pixels that one of the ranks draws.
 
     Shares are equal and, unlike ranges of RING pixels, compact: with many ranks those would be
-    strips thinner than a tile, and each tile would be decoded by several ranks.
+    thin strips, and each chart would be decoded by several ranks.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ from pysm_vae.sky.templates import load_template, pysm_presets
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-#: Told (what, done, in all), what being "tiles" or "channels".
+#: Told (what, done, in all), what being "charts" or "channels".
 Progress = Callable[[str, int, int], None]
 
 # What a FITS file and the picture take beside the pixels, generously.
@@ -97,7 +97,7 @@ def simulate(
     overwrite : bool
         Replace files that are there already.
     progress : callable, optional
-        Told ("tiles" or "channels", done, in all) as the work goes on.
+        Told ("charts" or "channels", done, in all) as the work goes on.
     mpi_comm : mpi4py.MPI.Comm, optional
         Ranks that share the pixels, each of which calls this function with the same arguments. The
         first writes the files. A rank that fails stops all others at the end of the same step: it
@@ -157,9 +157,9 @@ def simulate(
                 # One rank fetches what PySM has to download, the others find it there.
                 load_template(large_scales)
 
-    def tiles(done: int, total: int) -> None:
+    def charts(done: int, total: int) -> None:
         if progress is not None:
-            progress("tiles", done, total)
+            progress("charts", done, total)
 
     with agreed(mpi_comm):
         mine = pixels
@@ -167,7 +167,7 @@ def simulate(
             mine = share(nside, pixels, mpi_comm.rank, mpi_comm.size)
         if mine is not None:
             parameters["map_dist"] = pysm3.MapDistribution(mine, mpi_comm, nside)
-        model = VAEDust(nside, progress=tiles, **parameters)
+        model = VAEDust(nside, progress=charts, **parameters)
     shown = max(range(len(channels)), key=lambda k: channels[k].centre)
     for k, (channel, factor, path) in enumerate(zip(channels, factors, paths, strict=True)):
         with agreed(mpi_comm):

@@ -19,7 +19,7 @@ SIZE = 16
 NETWORK = {
     "octaves": 2,
     "channels": 8,
-    "finest_channels": 6,
+    "fine_channels": 6,
     "encoder_channels": 8,
     "latents": 2,
 }

@@ -16,7 +16,6 @@ from pysm_vae.sky.calibration import (
     pattern_power,
 )
 from pysm_vae.sky.templates import SPLIT, handover
-from pysm_vae.sky.tiling import Tiling
 
 NPIX = hp.nside2npix(CALIBRATION_NSIDE)
 
@@ -67,9 +66,8 @@ def calibrators():
     maps = np.array(hp.alm2map(np.array(alm), CALIBRATION_NSIDE, pol=True))
     maps[0] += 1.0
     ones = np.ones(NPIX)
-    tiling = Tiling(8, 72)
     return {
-        factor: Calibrator(maps, Spectrum(amplitude=factor), SPLIT, ones, ones, tiling)
+        factor: Calibrator(maps, Spectrum(amplitude=factor), SPLIT, ones, ones)
         for factor in (1.0, 2.0)
     }, d_80
 

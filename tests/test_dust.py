@@ -105,7 +105,7 @@ def test_attributes_are_those_of_pysms_models(dust):
     assert dust.freq_ref_I == dust.freq_ref_P == 353 * u.GHz
     assert dust.mbb_index == BETA
     assert dust.mbb_temperature == TEMPERATURE * u.K
-    assert dust.max_nside == 2048
+    assert dust.max_nside == 8192
 
 
 def modified_black_body(dust, nside, **parameters):

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
-from synthetic import SIZE, make_card, make_network
+from scipy.special import j0
+from synthetic import SIZE, make_card, make_generator, make_network
 
 from pysm_vae.files import data_path
 from pysm_vae.stats.spectra import radial_spectrum, standardise
 from pysm_vae.vae import generator as module
 from pysm_vae.vae.generator import (
+    THORNE_DEPTH,
     Generator,
     draw_latents,
     load_generator,
@@ -104,7 +106,7 @@ def test_two_processes_draw_the_same(card, tiny):
     code = (
         "import sys, hashlib; from pysm_vae.vae.generator import Generator;"
         "g = Generator.from_card(sys.argv[1]); assert 'tensorflow' not in sys.modules;"
-        "assert g.charts and g.conditional; assert 'keras' not in sys.modules;"
+        "assert g.conditional; assert 'keras' not in sys.modules;"
         "print(hashlib.sha256(g.sample(3, seed=4).tobytes()).hexdigest());"
         "assert 'tensorflow' in sys.modules"
     )
@@ -190,7 +192,10 @@ def test_what_cannot_be_drawn(tiny, thorne, rng):
     with pytest.raises(ValueError, match="patches of 16 pixels a side, not 32"):
         thorne.sample(2, 32)
     assert not thorne.conditional
-    assert thorne.charts == [(SIZE, None)]
+    with pytest.raises(ValueError, match="cannot be conditioned"):
+        thorne.coarse_plane(np.zeros((1, 8, 8)))
+    with pytest.raises(ValueError, match="cannot be conditioned"):
+        thorne.refine(np.zeros((1, 8, 8)), np.zeros((1, 8, 8, 2)), 0)
     assert thorne.sample(2).shape == (2, SIZE, SIZE)
 
 
@@ -237,7 +242,7 @@ def test_cards_that_are_none(tmp_path, text):
 def test_card_of_another_network(tmp_path):
     path = make_card(tmp_path)
     card = json.loads(path.read_text())
-    card["network"]["channels"] = 9
+    card["network"]["fine_channels"] = 9
     path.write_text(json.dumps(card))
     with pytest.raises(ValueError, match="do not fit their network at"):
         Generator.from_card(path).sample(1)
@@ -265,24 +270,137 @@ def test_shipped_weights():
     # Dust is red: most of its variance is on large scales, and some of it is not.
     share = block_means(patches, 16).var() / patches.var()
     assert 0.4 < share < 0.98
-    spectra = shipped.card["spectra"]
-    assert [(entry["size"], entry["depth"]) for entry in spectra] == shipped.charts
+    assert shipped.spectra is shipped.card["spectra"]
+    assert [entry["depth"] for entry in shipped.spectra] == list(module.SPECTRA_DEPTHS)
+    assert [entry["depth"] for entry in load_generator("thorne2021").spectra] == [THORNE_DEPTH]
 
 
-def test_measured_spectra_match_the_samples(monkeypatch):
-    """Against a periodogram of the same samples, computed here."""
-    monkeypatch.setattr(module, "CHART_DEPTHS", (3,))
+@pytest.mark.parametrize("exponent", [1.1, 1.6])
+def test_coarse_planes_have_the_variogram(tmp_path, exponent):
+    """Half the mean square differences at small lags, but for what is larger than a patch.
+
+    Of a variogram g r^h the spectrum has a part (1 - J0(w r)) w^(-1 - h) dw at frequency w, whose
+    integral gives g; the cut leaves out the part below it.
+    """
+    generator = make_generator(tmp_path)
+    scale, size = 0.4, 256
+    generator.network.variogram.assign([scale, exponent])
+    # A single number has all waves with the same amplitude.
+    single = np.zeros((1, size, size))
+    single[0, 0, 0] = 1.0
+    plane = generator.coarse_plane(single)[0]
+    assert plane.dtype == np.float32
+    power = generator.coarse_power(size)
+    np.testing.assert_allclose(np.abs(np.fft.fft2(plane)) ** 2, power, atol=1e-4 * power.max())
+
+    low, high = 2 * np.pi * np.array(module._PLANE_CUT)
+    x = np.geomspace(1e-6, 1e5, 2_000_001)
+
+    def part(lag, kept):
+        rise = np.clip((x - low) / (high - low), 0, 1)
+        left = np.sin(0.5 * np.pi * rise) ** 2 if kept else 1.0
+        # In the logarithm of the frequency.
+        return np.trapezoid((1 - j0(x * lag)) * x**-exponent * left, np.log(x))
+
+    waves = np.fft.fft2(plane)
+    for step in ((0, 1), (2, 0), (1, 1)):
+        lag = np.hypot(*step)
+        # The difference of a plane and itself, moved, has a white plane's sum of squares.
+        difference = plane - np.roll(plane, step, axis=(0, 1))
+        expected = scale * lag**exponent * part(lag, True) / part(lag, False)
+        assert 0.5 * np.sum(difference**2) == pytest.approx(expected, rel=0.04)
+    # Nothing has a longer wave than the cut lets through.
+    k = np.fft.fftfreq(size)
+    long = np.hypot(*np.meshgrid(k, k)) <= module._PLANE_CUT[0]
+    assert np.abs(waves[long]).max() < 1e-4 * np.abs(waves).max()
+
+
+def test_planes_are_made_of_white_noise(tiny, rng):
+    white = rng.standard_normal((2, 64, 64))
+    planes = tiny.coarse_plane(white)
+    power = tiny.coarse_power(64)
+    assert power[0, 0] == 0
+    np.testing.assert_allclose(power, power.T)
+    expected = np.fft.ifft2(np.fft.fft2(white) * np.sqrt(power)).real
+    np.testing.assert_allclose(planes, expected, atol=1e-5)
+
+
+def test_refine_draws_diffuse_sky(tmp_path, rng):
+    """One octave of the network's, at the environment of the sky at large."""
+    path = make_card(tmp_path)
+    card = json.loads(path.read_text())
+    card["maps"] = [
+        {"name": "sky", "pixel_size_arcmin": 15.0, "environment": 0.2},
+        {"name": "field", "pixel_size_arcmin": 2.5, "environment": 1.0},
+    ]
+    path.write_text(json.dumps(card))
+    generator = Generator.from_card(path)
+    network = generator.network
+    assert generator.reach == network.REACH
+    coarse = rng.standard_normal((2, 40, 36)).astype(np.float32)
+    latents = rng.standard_normal((2, 40, 36, network.latents)).astype(np.float32)
+    environment = np.full(2, 0.2, np.float32)
+    for level in (0, 1, 2, 5):
+        found = generator.refine(coarse, latents, level)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(
+            found, network.refine(coarse, latents, environment, level), atol=1e-5
+        )
+        np.testing.assert_allclose(block_means(found[:, :72, :72], 2), coarse[:, :36], atol=1e-5)
+    # Deeper than it was trained, the network goes on with the same step.
+    deep = [generator.refine(coarse, latents, level) for level in (network.octaves, 7)]
+    np.testing.assert_array_equal(*deep)
+    part = generator.refine(coarse, latents, 1, 4)
+    np.testing.assert_allclose(part, generator.refine(coarse, latents, 1)[:, 8:-8, 8:-8], atol=1e-5)
+
+
+def test_measured_spectra_match_the_planes(monkeypatch):
+    """Against a periodogram of the same planes, computed here."""
+    monkeypatch.setattr(module, "SPECTRA_DEPTHS", (2,))
     shipped = load_generator()
-    (found,) = measure_spectra(shipped, n=64, seed=1)
-    assert (found["size"], found["depth"], found["samples"]) == (72, 3, 64)
-    latents = draw_latents(shipped.latent_shapes(72, 3), [(1, i) for i in range(64)])
-    patches = shipped.decode(latents, beam=False).astype(np.float64)
-    taper = np.outer(np.hanning(72), np.hanning(72))
-    patches -= patches.mean(axis=(1, 2), keepdims=True)
-    power = np.abs(np.fft.fft2(taper * patches)) ** 2 / (taper**2).sum()
-    k = 72 * np.hypot(np.fft.fftfreq(72)[:, None], np.fft.fftfreq(72)[None, :])
-    for low, high in ((10, 14), (20, 30)):
-        expected = power[:, (k > low - 0.5) & (k < high + 0.5)].mean()
-        numbers = np.arange(low, high + 1)
-        mean = np.average(np.array(found["power"])[low - 1 : high], weights=numbers)
-        assert mean == pytest.approx(expected, rel=0.15)
+    (found,) = measure_spectra(shipped, n=32, seed=1)
+    assert (found["depth"], found["samples"]) == (2, 32)
+    cells, number = module.SPECTRA_CELLS, shipped.network.latents
+    shapes = [(cells, cells), (cells, cells, number), (2 * cells, 2 * cells, number)]
+    white, *latents = draw_latents(shapes, [(1, i) for i in range(32)])
+    planes = shipped.coarse_plane(white)
+    for level in range(2):
+        planes = shipped.refine(planes, latents[level], level)
+    size = 4 * cells
+    taper = np.outer(np.hanning(size), np.hanning(size))
+    power = (np.abs(np.fft.fft2(taper * planes)) ** 2).mean(axis=0) / (taper**2).sum()
+    cycles = 4 * np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :])
+    known = np.log(found["cycles"]), np.log(found["power"])
+    for low, high in ((0.2, 0.3), (0.4, 0.6), (0.8, 1.2), (1.5, 1.9)):
+        band = (cycles >= low) & (cycles < high)
+        expected = np.exp(np.interp(np.log(cycles[band]), *known)).mean()
+        assert power[band].mean() == pytest.approx(expected, rel=0.1), low
+
+
+def test_deeper_spectra_take_large_scales_from_before(monkeypatch):
+    """Few deep planes are drawn, yet their large scales are those of the many before."""
+    monkeypatch.setattr(module, "SPECTRA_DEPTHS", (2, 3))
+    before, found = measure_spectra(load_generator(), n=32, seed=1)
+    assert [entry["samples"] for entry in (before, found)] == [32, 16]
+    assert max(found["cycles"]) == pytest.approx(2 * max(before["cycles"]), rel=0.1)
+    # White noise of unit variance has a quarter of the power in each of four times the modes.
+    cycles = np.array(before["cycles"])
+    large = cycles < 0.6
+    there = np.interp(np.log(cycles[large]), np.log(found["cycles"]), np.log(found["power"]))
+    apart = there - np.log(4) - np.log(before["power"])[large]
+    np.testing.assert_allclose(apart, 0, atol=0.1)
+
+
+def test_spectra_are_binned():
+    """A power law stays what it is; chance from one wavenumber to the next averages out."""
+    number = np.arange(1, 257)
+    law = 5.0 * (number / 32.0) ** -2.7
+    entry = module._entry(32, 4, 9, law)
+    assert (entry["depth"], entry["samples"]) == (4, 9)
+    cycles = np.array(entry["cycles"])
+    assert cycles[0] == pytest.approx(1 / 32)
+    assert (np.diff(cycles) > 0).all()
+    np.testing.assert_allclose(entry["power"], 5 * cycles**-2.7, rtol=1e-4)
+    noisy = module._entry(32, 4, 9, law * np.exp(0.3 * (-1.0) ** number))
+    smooth = np.log(np.array(noisy["power"]) / entry["power"])
+    assert np.abs(smooth[cycles > 2]).max() < 0.05

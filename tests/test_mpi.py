@@ -153,14 +153,14 @@ class TestShare:
         ]  # fmt: skip
 
     def test_compact(self):
-        """Over ranges of RING pixels, each rank touches far fewer tiles."""
+        """Over ranges of RING pixels, each rank touches far fewer pieces of sky."""
 
-        def tiles(pixels):
+        def pieces(pixels):
             return len(np.unique(hp.vec2pix(8, *hp.pix2vec(64, pixels))))
 
         npix = 12 * 64**2
-        ours = sum(tiles(share(64, None, rank, 48)) for rank in range(48))
-        rings = sum(tiles(part) for part in np.array_split(np.arange(npix), 48))
+        ours = sum(pieces(share(64, None, rank, 48)) for rank in range(48))
+        rings = sum(pieces(part) for part in np.array_split(np.arange(npix), 48))
         assert ours == 768
         assert rings > 2 * ours
 

@@ -24,6 +24,16 @@ def thorne() -> networks.Thorne2021:
     return build_network("thorne2021", size=32, latents=8)
 
 
+@pytest.fixture(scope="module")
+def lively() -> networks.Octave:
+    """An untrained network of the default design whose outputs depend on all of their inputs."""
+    network = build_network("octave", channels=6, encoder_channels=4, critic_weight=0.0)
+    drawn = np.random.default_rng(3)
+    for variable in network.trainable_variables:
+        variable.assign(drawn.normal(0.0, 0.15, variable.shape))
+    return network
+
+
 @pytest.fixture
 def patches(rng) -> np.ndarray:
     drawn = np.stack([field(rng, SIZE) for _ in range(6)])
@@ -142,8 +152,8 @@ def test_elbo_bounds_the_evidence(rng):
     np.testing.assert_allclose(terms["kl"], gap, rtol=1e-5)
 
 
-def test_training_metrics_include_the_loss(patches):
-    """Early stopping and the best checkpoint follow val_loss, which must be in the logs."""
+def test_training_metrics_include_the_elbo(patches):
+    """Early stopping and the best checkpoint follow val_elbo, which must be in the logs."""
     network = build_network("octave", **NETWORK)
     network.compile(optimizer="adam", jit_compile=False)
     history = network.fit(
@@ -351,8 +361,11 @@ def test_ridge_filters_see_ridges(rng):
 def test_texture_of_white_noise(rng):
     """Unit filters of Gaussian white noise: standard normal responses, no kurtosis or skewness."""
     noise = rng.standard_normal((16, 70, 70, 1)).astype(np.float32)
-    ridges, _, patch = (np.asarray(part) for part in networks._texture(noise))
+    ridges, _, patch, uneven, _ = (np.asarray(part) for part in networks._texture(noise))
     assert ridges.shape == (16, 64, 64, 6)
+    # No direction stands out, but for the scatter of the patches.
+    assert uneven.shape == (16, 6)
+    np.testing.assert_allclose(uneven.mean(axis=0), 0, atol=0.1)
     np.testing.assert_allclose(ridges.std(), 1, rtol=0.02)
     modulus, kurtosis, skewness, scatter = np.split(patch.mean(axis=0), 4)
     np.testing.assert_allclose(modulus, np.log(np.sqrt(2 / np.pi)), atol=0.03)
@@ -373,11 +386,83 @@ def test_texture_score_prefers_the_right_direction(rng):
     assert float(ops.mean(right)) < float(ops.mean(wrong)) - 0.05
 
 
+def test_texture_score_sees_patches_that_have_a_direction(rng):
+    """Stripes along either axis, and their mixture patch by patch or place by place."""
+
+    def noise(axis: int) -> np.ndarray:
+        drawn = ndimage.gaussian_filter1d(rng.standard_normal((256, 32, 32, 1)), 0.5, axis=axis)
+        return drawn / drawn.std()
+
+    def mixed(share: np.ndarray) -> tuple:
+        return networks._texture((share * noise(1) + (1 - share) * noise(2)).astype(np.float32))
+
+    def by_patch() -> np.ndarray:
+        return rng.integers(0, 2, (256, 1, 1, 1))
+
+    def by_place() -> np.ndarray:
+        return np.kron(rng.integers(0, 2, (256, 4, 4)), np.ones((1, 8, 8)))[..., None]
+
+    truth = mixed(by_patch())
+    # The fourth part is of the patch's directions alone.
+    spread = [np.asarray(mixed(share())[3]).std() for share in (by_patch, by_place)]
+    assert spread[0] > 1.5 * spread[1]
+    right = networks._texture_score(truth, mixed(by_patch()), mixed(by_patch()))
+    wrong = networks._texture_score(truth, mixed(by_place()), mixed(by_place()))
+    assert float(ops.mean(right)) < float(ops.mean(wrong)) - 0.05
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.2, 2.5])
+def test_directions_are_those_of_the_gradient(lively, angle):
+    """Of a plane: coherent, and at twice its angle, at the edges, too. None of flat or round."""
+    y, x = (each - 14.0 for each in np.mgrid[:29, :29].astype(np.float32))
+    expected = np.array([np.cos(2 * angle), np.sin(2 * angle)])
+    plane = (x * np.cos(angle) + y * np.sin(angle))[None, ..., None]
+    for found in lively._directions(plane, 0.1):
+        np.testing.assert_allclose(found, expected + 0 * found, atol=1e-3)
+    for found in lively._directions(np.ones_like(plane), 0.1):
+        np.testing.assert_allclose(found, 0, atol=1e-6)
+    for found in lively._directions((x**2 + y**2)[None, ..., None], 0.1):
+        np.testing.assert_allclose(found[0, 14, 14], 0, atol=1e-3)
+
+
+def test_gradient_of_a_plane_is_exact():
+    y, x = np.mgrid[:5, :7].astype(np.float32)
+    plane = (2.0 * x - 3.0 * y)[None, ..., None]
+    np.testing.assert_allclose(networks._gradient(plane, 1), -3.0 + 0 * plane, atol=1e-5)
+    np.testing.assert_allclose(networks._gradient(plane, 2), 2.0 + 0 * plane, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [3, 5, 17])
+def test_box_is_the_mean_of_the_window_inside_the_map(rng, width):
+    field = rng.standard_normal((1, 12, 20, 1)).astype(np.float32)
+    reach = width // 2
+    expected = [
+        [
+            field[0, max(i - reach, 0) : i + reach + 1, max(j - reach, 0) : j + reach + 1].mean()
+            for j in range(20)
+        ]
+        for i in range(12)
+    ]
+    np.testing.assert_allclose(networks._box(field, width)[0, ..., 0], expected, atol=1e-5)
+
+
+def test_critic_judges_the_patch_as_a_whole(rng):
+    """With the places' verdicts left out there is one verdict a patch, the same everywhere."""
+    critic = networks._Critic(1)
+    critic.build((None, None, None, 4))
+    critic.patch_head.assign(rng.standard_normal(critic.patch_head.shape))
+    verdicts = np.asarray(critic(rng.standard_normal((3, 32, 32, 4)).astype(np.float32), octave=0))
+    assert verdicts.shape == (3, 4, 4)
+    np.testing.assert_allclose(verdicts, verdicts[:, :1, :1] * np.ones((4, 4)))
+    assert np.std(verdicts[:, 0, 0]) > 1e-3
+
+
 def test_critic_and_decoder_learn_from_opposite_sides(octave, rng):
     """The decoder's part of the loss leaves the critic alone, and the other way round."""
     import tensorflow as tf
 
-    octave.critic.head.assign(rng.standard_normal(octave.critic.head.shape))
+    for head in (octave.critic.head, octave.critic.patch_head):
+        head.assign(rng.standard_normal(head.shape))
     real, noise = rng.standard_normal((2, 3, 16, 16, 1)).astype(np.float32)
     shift = tf.Variable(0.1)
     environment = np.zeros(3, np.float32)
@@ -419,16 +504,6 @@ def test_wide_latents_have_unit_variance(octave, rng, grid):
             middle = grid // 2
             shared = np.corrcoef(field[:, middle, middle], field[:, middle, middle + 1])[0, 1]
             assert shared == pytest.approx(expected, abs=0.02)
-
-
-@pytest.fixture(scope="module")
-def lively() -> networks.Octave:
-    """An untrained network of the default design whose outputs depend on all of their inputs."""
-    network = build_network("octave", channels=6, encoder_channels=4, critic_weight=0.0)
-    drawn = np.random.default_rng(3)
-    for variable in network.trainable_variables:
-        variable.assign(drawn.normal(0.0, 0.15, variable.shape))
-    return network
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 5])
@@ -480,9 +555,24 @@ def test_refine_is_what_decode_runs_without_beam(lively, rng, level, octave):
     coarse = rng.standard_normal((1, 12, 12)).astype(np.float32)
     latents = rng.standard_normal((1, 12, 12, 6)).astype(np.float32)
     found = np.asarray(lively.refine(coarse, latents, np.zeros(1, np.float32), level))
-    context = lively._context(coarse[..., None], octave)
+    context = lively._context(coarse[..., None], octave, lively.LARGEST)
     details = lively.detail_scale[octave] * lively._details(context, latents, [0.0], octave)
     np.testing.assert_allclose(found, haar_synthesis(coarse[..., None], details)[..., 0], atol=1e-6)
+
+
+def test_peaks_do_not_grow_without_bound(lively):
+    """On planes, what a step sees of a map is bounded; what training has seen is hardly changed."""
+    for height, bound in ((1e4, lively.LARGEST), (0.1, 0.1)):
+        coarse = np.zeros((1, 16, 16, 1), np.float32)
+        coarse[0, 8, 8] = height * float(lively.context_scale[1][0])
+        free = np.asarray(lively._context(coarse, 1))[..., :3]
+        held = np.asarray(lively._context(coarse, 1, lively.LARGEST))[..., :3]
+        assert np.abs(held).max() <= bound
+        assert np.abs(free).max() > 0.8 * bound
+        if height < 1:
+            np.testing.assert_allclose(held, free, atol=1e-4)
+        else:
+            assert np.abs(free).max() > 100 * bound
 
 
 def test_too_large_a_coarsest_map_is_refused():

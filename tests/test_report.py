@@ -645,7 +645,7 @@ def test_bad_input(generator, maps, regions, options, message):
 
 
 def test_readable_card(maps, tested, tmp_path, monkeypatch):
-    monkeypatch.setattr("pysm_vae.vae.generator.CHART_DEPTHS", (3,))
+    monkeypatch.setattr("pysm_vae.vae.generator.SPECTRA_DEPTHS", (3,))
     config = TrainingConfig(
         network={"octaves": 2, "channels": 8, "encoder_channels": 8, "latents": 2},
         size=SIZE,
@@ -674,8 +674,9 @@ def test_readable_card(maps, tested, tmp_path, monkeypatch):
     ):
         assert word in text, word
     assert str(tmp_path) not in text
-    losses = card["history"]["val_loss"]
-    best = 1 + int(np.argmin(losses[1:]))
+    losses, elbos = card["history"]["val_loss"], card["history"]["val_elbo"]
+    best = 1 + int(np.argmax(elbos[1:]))
+    assert card["epoch"] == best + 1
     assert f"kept (epoch {card['epoch']})" in text
     row = " | ".join(f"{losses[i]:.4g}" for i in (0, best, 2))
     assert f"| val_loss | {row} |" in text

@@ -41,7 +41,7 @@ SPLIT = Split(train=("one:0", "two:0"), validation=("one:1",), test=("two:1",))
 def _one_chart():
     """Spectra are measured on the smallest chart alone: the others take longer than training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pysm_vae.vae.generator.CHART_DEPTHS", (3,))
+        patch.setattr("pysm_vae.vae.generator.SPECTRA_DEPTHS", (3,))
         yield
 
 
@@ -106,7 +106,7 @@ def epochs_run(monkeypatch, kill_after: int | None = None) -> list[int]:
 def test_loss_falls(finished):
     history = finished.card["history"]
     assert history["epoch"] == [0, 1, 2, 3]
-    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert history["loss"][-1] < 0.95 * history["loss"][0]
     assert history["val_loss"][-1] < history["val_loss"][0]
 
 
@@ -145,7 +145,10 @@ def test_card_says_what_was_done(finished, maps):
     assert card["size"] == SIZE
     assert card["pixel_size_arcmin"] == 10
     (spectrum,) = card["spectra"]
-    assert len(spectrum["power"]) == spectrum["size"] // 2 == 36
+    assert spectrum["depth"] == 3
+    # To the Nyquist frequency of eight pixels a cell.
+    assert 3.6 < max(spectrum["cycles"]) <= 4
+    assert len(spectrum["power"]) == len(spectrum["cycles"])
     assert min(spectrum["power"]) > 0
 
 
@@ -157,14 +160,18 @@ def test_card_loads(finished):
 
 
 def test_best_epoch_is_shipped(finished, maps):
-    """The weights give the validation loss of the best epoch after the warm-up."""
+    """The weights give the validation ELBO of the best epoch after the warm-up."""
     history = finished.card["history"]
     network = load_generator(finished.path).network
     network.compile(optimizer="adam", jit_compile=False)
     validation = network_inputs(grid_set(maps, SPLIT.validation, SIZE), maps)
-    found = np.mean([network.evaluate(validation, verbose=0)[0] for _ in range(4)])
-    # The loss is that of random draws.
-    assert found == pytest.approx(min(history["val_loss"][1:]), rel=0.05)
+    # In the batches of the training, over which means are taken. The bound is that of random draws.
+    options = {"batch_size": CONFIG.batch_size, "verbose": 0, "return_dict": True}
+    found = [network.evaluate(validation, **options) for _ in range(4)]
+    elbo = np.mean([each["elbo"] for each in found])
+    best = history["val_elbo"][finished.card["epoch"] - 1]
+    assert best == max(history["val_elbo"][1:])
+    assert elbo == pytest.approx(best, rel=0.01)
 
 
 def test_same_seed_same_weights(finished, maps, tmp_path):
@@ -212,25 +219,25 @@ def test_killed_in_the_first_epoch_starts_anew(maps, tmp_path, monkeypatch):
         with pytest.raises(KilledError):
             train(maps, SPLIT, tmp_path, CONFIG, progress=False)
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
-    assert training._past_losses(tmp_path / "history.csv", tmp_path / "backup") == []
+    assert training._past_elbos(tmp_path / "history.csv", tmp_path / "backup") == []
     assert not (tmp_path / "history.csv").exists()
 
 
 def test_resumed_run_remembers_its_best_and_its_patience(tmp_path):
-    """Losses 5, 1, 2, 3 behind it: the next epoch must beat 1, and patience 3 ends with it."""
+    """ELBOs -5, -1, -2, -3 behind it: the next must beat -1, and patience 3 ends with it."""
     (tmp_path / "backup").mkdir()
     (tmp_path / "backup" / "training_metadata.json").write_text('{"epoch": 4, "batch": 0}')
-    rows = "".join(f"{i},{loss}\n" for i, loss in enumerate([5, 1, 2, 3, 0.5]))
-    (tmp_path / "history.csv").write_text(f"epoch,val_loss\n{rows}")
+    rows = "".join(f"{i},{elbo}\n" for i, elbo in enumerate([-5, -1, -2, -3, -0.5]))
+    (tmp_path / "history.csv").write_text(f"epoch,val_elbo\n{rows}")
     config = replace(CONFIG, kl_warmup=1, patience=3)
     callbacks = training._callbacks(tmp_path, tmp_path / "best.weights.h5", config, False)
     (checkpoint,) = (c.callback for c in callbacks if isinstance(c, training._AfterWarmup))
-    assert checkpoint.best == 1
+    assert checkpoint.best == -1
     (stopping,) = (c for c in callbacks if isinstance(c, keras.callbacks.EarlyStopping))
     stopping.set_model(SimpleNamespace(stop_training=False))
     stopping.on_train_begin()
-    assert (stopping.best, stopping.wait, stopping.model.stop_training) == (1, 2, False)
-    stopping.on_epoch_end(4, {"val_loss": 1.5})
+    assert (stopping.best, stopping.wait, stopping.model.stop_training) == (-1, 2, False)
+    stopping.on_epoch_end(4, {"val_elbo": -1.5})
     assert stopping.model.stop_training
 
 
@@ -238,9 +245,9 @@ def test_early_stopping_ends_a_run(maps, tmp_path):
     """With a rate of zero nothing improves but by chance of the draws."""
     config = replace(CONFIG, epochs=40, learning_rate=1e-12, patience=2, kl_warmup=0, patches=16)
     card = json.loads(train(maps, SPLIT, tmp_path, config, progress=False).read_text())
-    losses = card["history"]["val_loss"]
-    assert len(losses) < 40
-    assert len(losses) - 1 - int(np.argmin(losses)) == 2
+    elbos = card["history"]["val_elbo"]
+    assert len(elbos) < 40
+    assert len(elbos) - 1 - int(np.argmax(elbos)) == 2
 
 
 def test_kl_warmup():
@@ -267,7 +274,11 @@ def test_thorne2021_trains_twice_in_a_process(maps, tmp_path):
         path = train(maps, SPLIT, out, config, progress=False)
         assert load_generator(out).sample(2).shape == (2, SIZE, SIZE)
     card = json.loads(path.read_text())
-    assert [entry["size"] for entry in card["spectra"]] == [SIZE]
+    (spectrum,) = card["spectra"]
+    # Sixteen pixels a cell: half a cycle a pixel.
+    assert spectrum["depth"] == 4
+    assert 7 < max(spectrum["cycles"]) <= 8
+    assert min(spectrum["power"]) > 0
 
 
 @pytest.mark.parametrize(

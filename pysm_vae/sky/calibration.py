@@ -11,7 +11,6 @@ from scipy.optimize import nnls
 
 from pysm_vae.sky.coupling import Coupling
 from pysm_vae.sky.templates import handover
-from pysm_vae.sky.tiling import Tiling
 
 #: Multipole at which amplitudes are quoted (PySM's pivot).
 PIVOT = 80.0
@@ -89,7 +88,7 @@ class Calibrator:
     :math:`D_\ell \langle W^2 g^2 s^2 I^2\rangle / \langle W^2\rangle`, E and B patterns at the same
     without s. Besides
 
-    - windows and intensity spread the spectra and mix E with B (:mod:`pysm_vae.sky.coupling`),
+    - the intensity spreads the spectra and mixes E with B (:mod:`pysm_vae.sky.coupling`),
     - T patterns carry the template's polarisation with them: they add
       :math:`D_\ell \langle W^2 g^2 s^2 P^2\rangle / 2 \langle W^2\rangle` to EE and to BB.
 
@@ -107,8 +106,6 @@ class Calibrator:
         Scale of the T patterns at each pixel.
     crowding : ndarray, shape (12 * 64**2,)
         Factor on all patterns at each pixel.
-    tiling : Tiling
-        The windows, on their coarsest chart.
     """
 
     def __init__(
@@ -118,7 +115,6 @@ class Calibrator:
         split: tuple[float, float],
         roughness: np.ndarray,
         crowding: np.ndarray,
-        tiling: Tiling,
     ) -> None:
         self.slopes = spectrum.slopes
         mask = latitude_mask(CALIBRATION_NSIDE)
@@ -134,7 +130,7 @@ class Calibrator:
         factor = spectrum.amplitude**2 / square
         self._wanted = factor * np.array([tt, share * (ee + bb), (1 - share) * (ee + bb)])
 
-        self._coupling = Coupling(tiling, mask * crowding * maps[0])
+        self._coupling = Coupling(mask * crowding * maps[0])
         self._used = (self._coupling.ell > 50) & (self._coupling.ell < 500)
         ell = self._coupling.ell[self._used]
         self._small = 1 - handover(ell, *split) ** 2
@@ -184,7 +180,7 @@ class Calibrator:
 
     def _solve(self, design: np.ndarray, target: np.ndarray, law: np.ndarray) -> np.ndarray:
         # Relative to the power law, so that all multipoles count alike. The first level, where the
-        # patterns start, stays 0. Sharp features cannot be told apart through the windows, so the
+        # patterns start, stays 0. Sharp features cannot be told apart through the coupling, so the
         # levels' second differences are kept small.
         matrix = design[:, 1:] / law[:, None]
         bend = np.diff(np.eye(matrix.shape[1]), 2, axis=0)
@@ -216,13 +212,17 @@ def _template_power(
     )
 
 
-def latitude_mask(nside: int, latitude: float = LATITUDE) -> np.ndarray:
-    r"""Mask of \|b\| > ``latitude`` with a cosine edge of 10 degrees above it.
+def latitude_mask(nside: int) -> np.ndarray:
+    """:func:`latitude_weight` on a HEALPix map.
 
     Returns
     -------
     ndarray, shape (12 nside²,)
-        From 0 to 1.
     """
-    b = np.abs(90 - np.degrees(hp.pix2ang(nside, np.arange(hp.nside2npix(nside)))[0]))
-    return np.sin(0.5 * np.pi * np.clip((b - latitude) / APODISATION, 0, 1)) ** 2
+    return latitude_weight(0.5 * np.pi - hp.pix2ang(nside, np.arange(hp.nside2npix(nside)))[0])
+
+
+def latitude_weight(latitude: np.ndarray, low: float = LATITUDE) -> np.ndarray:
+    """Weight of latitudes (radians): 0 below ``low`` degrees, a cosine edge of 10, then 1."""
+    b = np.abs(np.degrees(latitude))
+    return np.sin(0.5 * np.pi * np.clip((b - low) / APODISATION, 0, 1)) ** 2

@@ -1,100 +1,196 @@
-r"""The Fourier plane of a tile's chart: from patches of a generator to patterns of a set spectrum.
+r"""Fourier planes of the charts: from what a generator draws to patterns of a set spectrum.
 
-A chart is mirrored at its edges, which makes it periodic without steps. A pattern whose mean power
-spectrum is :math:`C^{gen}_\ell` is multiplied by
+A field whose mean power spectrum is :math:`C^{gen}` is multiplied by
 
 .. math:: \sqrt{C^{target}_\ell / C^{gen}_\ell}\; b_\ell, \qquad
           C^{target}_\ell = 2\pi D_\ell / \ell^2
 
-with b the cut below the chart's Nyquist frequency, and divided by the response of
-the cubic B-spline that the projection interpolates with.
+with b the cut below the grid's Nyquist frequency, and divided by the response of the cubic
+B-spline that the projection interpolates with.
+
+What reaches far, the high-pass at the split and the turning of E and B into Q and U, is done on a
+whole chart at 16 pixels a cell. Finer grids add to that what a low-pass about ℓ = 570 leaves out.
+The filters of that part reach no more than two cells, so that it is made block by block, where it
+is wanted.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.fft
+from scipy.special import erfc
 
-from pysm_vae.sky.tiling import bspline_prefilter_response
+from pysm_vae.sky.tiling import CELL
+from pysm_vae.stats.spectra import fft_workers
 
-#: The patterns are cut between these fractions of the chart's Nyquist frequency, where the cubic
+#: The patterns are cut between these fractions of the grid's Nyquist frequency, where the cubic
 #: spline still interpolates to a few per cent.
 CUT = (0.62, 0.78)
+#: Root mean square length on the sky over length on the chart, within a chart's pentagon.
+MEAN_SCALE = 0.958
+#: Octaves of the finest grid of whole charts: 16 pixels a cell.
+COARSE_DEPTH = 4
+#: Cells of a block of a finer grid, and of the halo that its filters need.
+BLOCK_CELLS = 9
+HALO_CELLS = 1.5
+# Where, and within which width, blocks take over from the whole chart.
+_TAKE_OVER = (570.0, 180.0)
 
 
-class Chart:
-    """Fourier plane of charts of one size.
+class Plane:
+    """Fourier plane of a square piece of a chart.
 
     Parameters
     ----------
-    size : int
-        Pixels a side.
-    width : float
-        Side in radians.
+    cells : int
+        Cells a side: ``CELLS`` for a chart, or those of a block with its halo.
+    depth : int
+        There are ``2**depth`` pixels a cell.
     lmax : float
-        Multipole from which patterns are cut, to nothing at 1.5 times it, where the chart itself
+        Multipole from which patterns are cut, to nothing at 1.5 times it, where the grid itself
         does not cut them before.
+    part : {"whole", "large", "small"}
+        Which multipoles the patterns have: all of them, or those that a whole chart makes where
+        there are blocks of a finer grid, or those that the blocks add.
+    margin : float
+        Cells over which a field falls to zero at the edges, so that it is periodic.
 
     Attributes
     ----------
-    ell : ndarray, shape (2 size, size + 1)
-        Multipole of each mode of the mirrored chart.
+    size : int
+        Pixels a side.
+    ell : ndarray, shape (size, size // 2 + 1)
+        Multipole of each mode, at a chart's mean scale.
     """
 
-    def __init__(self, size: int, width: float, lmax: float = np.inf) -> None:
-        self.size = size
-        pixel = width / size
-        ky = scipy.fft.fftfreq(2 * size)[:, None]
-        kx = scipy.fft.rfftfreq(2 * size)[None, :]
+    def __init__(
+        self,
+        cells: int,
+        depth: int,
+        lmax: float = np.inf,
+        *,
+        part: str = "whole",
+        margin: float = 1.0,
+    ) -> None:
+        self.size = cells << depth
+        self.depth = depth
+        pixel = CELL / 2**depth
+        ky = scipy.fft.fftfreq(self.size)[:, None]
+        kx = scipy.fft.rfftfreq(self.size)[None, :]
         frequency = np.hypot(kx, ky)
         # The mean has no direction and is never kept; any number spares a division by zero.
-        frequency[0, 0] = 1.0
-        self._number = frequency * size
-        self.ell = 2 * np.pi * frequency / pixel
-        low, high = (min(CUT[0] * np.pi / pixel, lmax), min(CUT[1] * np.pi / pixel, 1.5 * lmax))
+        frequency[0, 0] = 1.0 / self.size
+        self.cycles = frequency * 2**depth
+        on_sky = MEAN_SCALE * pixel
+        self.ell = self.ell_of(self.cycles)
+        low, high = (min(CUT[0] * np.pi / on_sky, lmax), min(CUT[1] * np.pi / on_sky, 1.5 * lmax))
         cut = np.clip((self.ell - low) / (high - low), 0, 1)
         response = np.outer(
-            bspline_prefilter_response(scipy.fft.fftfreq(2 * size)),
-            bspline_prefilter_response(scipy.fft.rfftfreq(2 * size)),
+            bspline_response(scipy.fft.fftfreq(self.size)),
+            bspline_response(scipy.fft.rfftfreq(self.size)),
         )
-        self._common = np.cos(0.5 * np.pi * cut) ** 2 / response / pixel
+        self._common = np.cos(0.5 * np.pi * cut) ** 2 / response / on_sky
+        large = 0.5 * erfc((self.ell - _TAKE_OVER[0]) / _TAKE_OVER[1])
+        self._common *= {"whole": 1.0, "large": large, "small": 1.0 - large}[part]
         self._common[0, 0] = 0.0
         self._cosine = ((ky**2 - kx**2) / frequency**2).astype(np.float32)
         self._sine = (-2 * kx * ky / frequency**2).astype(np.float32)
+        # A cosine step to zero at the edges.
+        inside = (np.arange(self.size) + 0.5) / (margin * 2**depth)
+        edge = np.sin(0.5 * np.pi * np.clip(np.minimum(inside, inside[::-1]), 0, 1)) ** 2
+        self._taper = np.outer(edge, edge).astype(np.float32)
 
-    def filter(self, power: np.ndarray, generated: np.ndarray) -> np.ndarray:
-        """Filter from patches to the spline coefficients of patterns.
+    @staticmethod
+    def ell_of(cycles: np.ndarray) -> np.ndarray:
+        """Multipoles of wavenumbers in cycles a cell, at a chart's mean scale."""
+        return 2 * np.pi * cycles / (CELL * MEAN_SCALE)
+
+    def filter(self, power: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Filter from fields to the spline coefficients of patterns.
 
         Parameters
         ----------
-        power : ndarray, shape (2 size, size + 1)
+        power : ndarray, shape (size, size // 2 + 1)
             D_ℓ of the patterns at each mode.
-        generated : ndarray, shape (size // 2,)
-            Mean power of the patches at 1, 2, … cycles a patch (white noise: 1).
+        drawn : ndarray, shape (size, size // 2 + 1)
+            Mean power of the fields at each mode (white noise of unit variance: 1).
 
         Returns
         -------
-        ndarray, float32, shape (2 size, size + 1)
+        ndarray, float32, shape (size, size // 2 + 1)
         """
-        known = np.log(np.arange(1, len(generated) + 1))
-        # A power law between whole wavenumbers.
-        log_generated = np.interp(np.log(self._number), known, np.log(generated))
         target = np.sqrt(2 * np.pi * power) / self.ell
-        return (target * self._common * np.exp(-0.5 * log_generated)).astype(np.float32)
+        return (target * self._common / np.sqrt(drawn)).astype(np.float32)
 
-    def waves(self, patches: np.ndarray) -> np.ndarray:
-        """Transform of patches ``(..., size, size)``, mirrored at their edges."""
-        pad = [(0, 0)] * (patches.ndim - 2) + [(0, self.size)] * 2
-        return scipy.fft.rfft2(np.pad(patches, pad, mode="symmetric"), workers=-1)
+    def waves(self, fields: np.ndarray) -> np.ndarray:
+        """Transform of fields ``(..., size, size)`` that fall to zero at the edges."""
+        return scipy.fft.rfft2(fields * self._taper, workers=fft_workers())
 
-    def patches(self, waves: np.ndarray) -> np.ndarray:
+    def fields(self, waves: np.ndarray) -> np.ndarray:
         """Inverse of :meth:`waves`."""
-        full = scipy.fft.irfft2(waves, s=(2 * self.size, 2 * self.size), workers=-1)
-        return full[..., : self.size, : self.size]
+        return scipy.fft.irfft2(waves, s=(self.size, self.size), workers=fft_workers())
 
     def stokes(self, e: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Q and U on the chart of E and B with HEALPix's signs; see :mod:`pysm_vae.sky.tiling`."""
         return e * self._cosine - b * self._sine, e * self._sine + b * self._cosine
+
+
+class Spectra:
+    """Mean power spectrum of what a generator draws, at any depth.
+
+    Parameters
+    ----------
+    entries : list of dict
+        See :func:`pysm_vae.vae.generator.measure_spectra`.
+    """
+
+    def __init__(self, entries: list[dict[str, Any]]) -> None:
+        self._tables = {
+            entry["depth"]: (np.log(entry["cycles"]), np.log(entry["power"])) for entry in entries
+        }
+
+    def __call__(self, cycles: np.ndarray, depth: int) -> np.ndarray:
+        """Power at wavenumbers in cycles a cell; a power law between those of the table.
+
+        On grids finer than the finest measured one the spectrum goes on as a power law, and ends
+        as that one does: the same step of the network draws all these octaves.
+        """
+        known = min(depth, max(self._tables))
+        cycles_known, power = self._tables[known]
+        if depth > known:
+            # As far as neither the last octaves nor the first say otherwise.
+            end = cycles_known[-1]
+            straight = (cycles_known > end - np.log(16)) & (cycles_known < end - np.log(4))
+            slope = np.polyfit(cycles_known[straight], power[straight], 1)[0]
+            shift = (depth - known) * np.log(2)
+            last = cycles_known > end - np.log(4)
+            power = np.concatenate([power[~last], power[last] + slope * shift])
+            cycles_known = np.concatenate([cycles_known[~last], cycles_known[last] + shift])
+            # White noise of unit variance has less power in each of more pixels' modes.
+            power = power + 2 * shift
+        return np.exp(np.interp(np.log(cycles), cycles_known, power))
+
+
+def bspline_response(k: np.ndarray) -> np.ndarray:
+    """Fourier response of the sampled cubic B-spline along one axis.
+
+    Dividing the transform of samples by it, once an axis, gives the coefficients of the cubic
+    spline through these samples: B3(k) = (2 + cos 2πk) / 3 (Unser 1999, IEEE Signal Processing
+    Magazine 16(6), 22).
+
+    Parameters
+    ----------
+    k : array
+        Frequency in cycles per pixel.
+
+    Returns
+    -------
+    array
+        The response, between 1/3 (Nyquist) and 1 (k = 0).
+    """
+    return (2 + np.cos(2 * np.pi * np.asarray(k))) / 3
 
 
 def spline_values(coefficients: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import ducc0
 import healpy as hp
+import numba
 import numpy as np
 import pysm3
 import pysm3.units as u
@@ -154,15 +156,28 @@ def from_log_pol_tens(fields: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray, shape (3, n)
-        I, Q, U; I > 0 and P < I whatever the fields.
+        I, Q, U; I > 0 and P < I whatever the fields. In single precision for such fields, to
+        2e-6, else in double.
     """
-    fields = _three_rows(fields)
-    p = np.hypot(fields[1], fields[2])
-    scale = np.exp(fields[0])
-    small = p < 1e-4
-    safe = np.where(small, 1.0, p)
-    stretch = scale * np.where(small, 1.0 + p**2 / 6.0, np.sinh(safe) / safe)
-    return np.stack([scale * np.cosh(p), fields[1] * stretch, fields[2] * stretch])
+    single = isinstance(fields, np.ndarray) and fields.dtype == np.float32
+    fields = np.ascontiguousarray(fields if single else _three_rows(fields))
+    maps = np.empty_like(fields)
+    _exponential(fields, maps)
+    return maps
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _exponential(fields, maps):
+    """I, Q, U of i, q, u."""
+    for n in numba.prange(fields.shape[1]):
+        q, u = float(fields[1, n]), float(fields[2, n])
+        p = math.sqrt(q * q + u * u)
+        scale = math.exp(float(fields[0, n]))
+        # sinh(p)/p by its series where the quotient would be 0/0.
+        stretch = scale * (math.sinh(p) / p if p > 1e-4 else 1.0 + p * p / 6.0)
+        maps[0, n] = scale * math.cosh(p)
+        maps[1, n] = q * stretch
+        maps[2, n] = u * stretch
 
 
 def _three_rows(maps: np.ndarray) -> np.ndarray:

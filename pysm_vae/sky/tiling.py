@@ -1,36 +1,38 @@
-r"""Flat tiles on the sphere: centres, windows, and the compiled way from tile to HEALPix pixels.
+r"""Twelve charts that cover the sphere, and the compiled way from a chart to HEALPix pixels.
 
-A tile is a flat square chart in the zenithal equal-area projection about the centre of a HEALPix
-pixel of ``tile_nside``. A sky pixel depends only on the tiles that cover it, so any set of pixels
-can be asked for, in any order and on any number of processes, and each gets the same bits.
+The charts are stereographic, about the vertices of an icosahedron (one at each pole), and each
+serves the sky that is nearest to its centre: a pentagon 63° from side to side. Everything within
+a chart is drawn on one continuous plane, so that there are seams only where two charts meet.
 
 Chart
-    Lambert's azimuthal equal-area projection (FITS ``ZEA``; Calabretta & Greisen 2002, section
-    5.1.6): a point at distance :math:`d` from the centre lies at radius :math:`2\sin(d/2)`, in
-    its true bearing. The axes at the centre are x along :math:`e_\varphi` (east, growing
-    longitude) and y along :math:`-e_\theta` (north). Arrays are ``[row, column] = [y, x]`` and
-    the centre of the tile is at pixel ``(size - 1) / 2``. Drawn with the origin at the bottom, a
-    tile is the mirror image of the usual picture of the sky, where east is on the left.
+    A point at distance :math:`d` from the centre lies at radius :math:`2\tan(d/2)`, in its true
+    bearing (FITS ``STG``; Calabretta & Greisen 2002, section 5.1.4). The projection is conformal:
+    nothing is sheared, so patterns stay isotropic and E does not turn into B. Lengths on the sky
+    are :math:`s = \cos^2(d/2)` times those on the chart, 1 at the centre and 0.89 at the corners.
+    The axes at the centre are x along :math:`e_\varphi` (east, growing longitude) and y along
+    :math:`-e_\theta` (north). A chart is a square of ``CELLS`` x ``CELLS`` cells, and a grid on it
+    has a power of two of pixels a cell. Arrays are ``[row, column] = [y, x]``, and the centre of
+    the chart is at pixel ``(size - 1) / 2``. Drawn with the origin at the bottom, a chart is the
+    mirror image of the usual picture of the sky, where east is on the left.
 
 Windows
-    A softened Voronoi partition. With :math:`d_t` the great-circle distance to the centre of tile
+    A softened Voronoi partition. With :math:`d_t` the great-circle distance to the centre of chart
     t and c a quintic step from 1 (argument :math:`\le 0`) to 0 (:math:`\ge 1`),
 
     .. math:: r_t = \prod_{s:\,d_s < d_t} c\big((d_t - d_s) / \mathrm{overlap}\big), \qquad
               w_t = r_t \Big/ \sqrt{\textstyle\sum_s r_s^2} .
 
-    The nearest tile has r = 1, a tile farther than the nearest by ``overlap`` or more has r = 0,
-    and :math:`\sum w^2 = 1`, so independent tiles keep their variance. A step in the excess over
-    the *nearest* tile would have a kink wherever the nearest tile changes inside a triple
+    The nearest chart has r = 1, a chart farther than the nearest by ``overlap`` or more has r = 0,
+    and :math:`\sum w^2 = 1`, so independent charts keep their variance. A step in the excess over
+    the *nearest* chart would have a kink wherever the nearest chart changes inside a triple
     overlap; the product has none, and since the step (in amplitude, not in power) has two
     vanishing derivatives at both ends, the weights themselves are twice differentiable.
 
 Polarisation
     Q and U are in HEALPix's COSMO convention: the angle is counted from :math:`e_\theta` (south)
-    towards :math:`e_\varphi` (east). A tile's Q and U refer to its chart: at each point of it, to
-    the axes of its centre carried there along the great circle (the zenithal frame, since the
-    projection keeps the radial direction), and are rotated to the pixel's own axes. On the chart,
-    HEALPix's E and B at wavevector (kx, ky) are therefore
+    towards :math:`e_\varphi` (east). A chart's Q and U refer to its axes, which are at each point
+    those of its centre carried there along the great circle, and are rotated to the pixel's own
+    axes. On the chart, HEALPix's E and B at wavevector (kx, ky) are therefore
 
     .. math:: Q + iU = (E + iB)\, (k_y^2 - k_x^2 - 2i\, k_x k_y) / k^2 .
 """
@@ -39,108 +41,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import ducc0
 import healpy as hp
 import numba
 import numpy as np
-import scipy.fft
 
-#: Pixels kept free around the widest window: two for the taps of the spline, two for the ringing
-#: of a spline whose patch is not periodic (it falls by 0.27 a pixel).
-MARGIN = 4
-#: Default overlap in units of the spacing of the tiles: 2.4° for the 7.33° of tile_nside 8.
-OVERLAP = 2.4 / 7.329037678543799
-#: The widest overlap in those units. The nine candidates of a pixel hold every tile of non-zero
-#: weight up to 0.65 (tile_nside 2), 0.51 (8), 0.47 (32), found by brute force; it falls slowly.
-MAX_OVERLAP = 0.4
+#: Side of a cell in radians, at the centre of a chart: with 16 pixels a cell, the patterns of
+#: nside 512 end where the chart's grid does (see :mod:`pysm_vae.sky.charts`).
+CELL = 0.03344
+#: Cells along the side of a chart. The windows need 42.4; the rest keeps the edges' effects away.
+CELLS = 45
+#: Default overlap in degrees.
+OVERLAP = 2.4
+#: The widest overlap, for which the chart still holds every window with a cell to spare.
+MAX_OVERLAP = 3.0
 #: Pixels worked on at a time: bounds the memory used beside the output.
 CHUNK = 1 << 17
 #: Pixels a thread takes at a time.
 BLOCK = 1 << 10
+# At most so many windows overlap: at the corners of the pentagons.
+_MOST = 3
+# Distance in radians of a pentagon's sides from its centre: half of that between two centres.
+_INRADIUS = 0.5 * math.acos(1 / math.sqrt(5))
 
 
-def bspline_prefilter_response(k: np.ndarray) -> np.ndarray:
-    """Fourier response of the sampled cubic B-spline along one axis.
-
-    Dividing the transform of samples by it, once an axis, gives the coefficients of the cubic
-    spline through these samples: B3(k) = (2 + cos 2πk) / 3 (Unser 1999, IEEE Signal Processing
-    Magazine 16(6), 22).
-
-    Parameters
-    ----------
-    k : array
-        Frequency in cycles per pixel.
-
-    Returns
-    -------
-    array
-        The response, between 1/3 (Nyquist) and 1 (k = 0).
-    """
-    return (2 + np.cos(2 * np.pi * np.asarray(k))) / 3
-
-
-def spline_coefficients(patches: np.ndarray) -> np.ndarray:
-    """Coefficients of the periodic cubic splines through patches.
-
-    Between the samples a spline is a low-pass: a mode of k cycles per pixel along one axis keeps
-    the amplitude sinc(k)**4 / B3(k), which is 0.995, 0.986, 0.963, 0.826 at k = 0.2, 0.25, 0.3,
-    0.4. Its images beyond Nyquist hold 0.02 % of the power at k = 0.25, 0.1 % at 0.3, 3 % at 0.4.
-
-    Parameters
-    ----------
-    patches : array, shape (..., ny, nx)
-        Samples. A patch that is not periodic is interpolated exactly at its samples too, but
-        rings between them next to its edges (a factor of 0.27 less each pixel inwards).
-
-    Returns
-    -------
-    array, shape (..., ny, nx)
-        The coefficients; float32 for float32 samples, else float64.
-
-    Raises
-    ------
-    ValueError
-        If ``patches`` has fewer than two axes.
-    """
-    patches = np.asarray(patches)
-    if patches.ndim < 2:
-        raise ValueError(f"patches needs two axes or more (..., ny, nx), not shape {patches.shape}")
-    if patches.dtype != np.float32:
-        patches = patches.astype(np.float64)
-    ny, nx = patches.shape[-2:]
-    response = np.outer(
-        bspline_prefilter_response(scipy.fft.fftfreq(ny)),
-        bspline_prefilter_response(scipy.fft.rfftfreq(nx)),
-    ).astype(patches.dtype)
-    return scipy.fft.irfft2(scipy.fft.rfft2(patches) / response, s=(ny, nx))
+def _axes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres of the charts, and the unit vectors east and north there, each (12, 3)."""
+    lower = math.atan(0.5)
+    latitude = np.array([math.pi / 2, *5 * [lower], *5 * [-lower], -math.pi / 2])
+    longitude = np.radians([0, *range(0, 360, 72), *range(36, 396, 72), 0])
+    zero = np.zeros_like(longitude)
+    cosine, sine = np.cos(latitude), np.sin(latitude)
+    centres = np.stack([cosine * np.cos(longitude), cosine * np.sin(longitude), sine], axis=1)
+    easts = np.stack([-np.sin(longitude), np.cos(longitude), zero], axis=1)
+    return centres, easts, np.cross(centres, easts)
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _window(vector, candidates, centres, overlap, distance, tiles, weights):
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _window(vector, centres, overlap, tiles, weights):
     """Fill ``tiles`` and ``weights`` with those of non-zero weight at one point; count them."""
-    nearest = np.inf
-    for j in range(candidates.size):
-        t = candidates[j]
-        distance[j] = np.inf
-        if t >= 0:
-            dx = vector[0] - centres[t, 0]
-            dy = vector[1] - centres[t, 1]
-            dz = vector[2] - centres[t, 2]
-            distance[j] = math.sqrt(dx * dx + dy * dy + dz * dz)
-            nearest = min(nearest, distance[j])
-    count = 0
-    for j in range(candidates.size):
-        # Chords differ by less than arcs do: what this leaves out has no weight.
-        if distance[j] - nearest < overlap:
-            tiles[count] = candidates[j]
-            distance[count] = distance[j]
-            count += 1
-    if count == 1:
-        weights[0] = 1.0
+    largest, nearest = -1.0, 0
+    for t in range(centres.shape[0]):
+        cosine = _dot(vector, centres[t])
+        if cosine > largest:
+            largest, nearest = cosine, t
+    if largest > math.cos(_INRADIUS - 0.5 * overlap):
+        tiles[0], weights[0] = nearest, 1.0
         return 1
-    for a in range(count):
-        distance[a] = 2.0 * math.asin(0.5 * distance[a])
+    distance = np.empty(_MOST)
+    least = math.cos(math.acos(largest) + overlap)
+    count = 0
+    for t in range(centres.shape[0]):
+        cosine = _dot(vector, centres[t])
+        if cosine > least and count < _MOST:
+            tiles[count] = t
+            distance[count] = math.acos(cosine)
+            count += 1
     power = 0.0
     for a in range(count):
         raw = 1.0
@@ -162,17 +125,106 @@ def _window(vector, candidates, centres, overlap, distance, tiles, weights):
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _windows(vectors, parents, candidates, centres, overlap, tiles, weights):
-    """Tiles and weights of a chunk of pixels, padded with -1 and 0."""
-    npix = parents.size
+def _windows(vectors, centres, overlap, tiles, weights):
+    """Tiles and weights of pixels, padded with -1 and 0."""
+    npix = vectors.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        distance = np.empty(9)
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            count = _window(
-                vectors[p], candidates[parents[p]], centres, overlap, distance, tiles[p], weights[p]
-            )
+            count = _window(vectors[p], centres, overlap, tiles[p], weights[p])
             tiles[p, count:] = -1
             weights[p, count:] = 0.0
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _chart(vector, centre, east, north, place, turn):
+    """A point's x and y on a chart, and cos and sin of twice the chart's turn there."""
+    n0, n1, n2 = vector[0], vector[1], vector[2]
+    eastward = n0 * east[0] + n1 * east[1]
+    northward = n0 * north[0] + n1 * north[1] + n2 * north[2]
+    inverse = 1.0 / (1.0 + n0 * centre[0] + n1 * centre[1] + n2 * centre[2])
+    place[0] = 2.0 * inverse * eastward
+    place[1] = 2.0 * inverse * northward
+    # The point's east (its third component is 0) and north.
+    sine = math.sqrt(n0 * n0 + n1 * n1)
+    e0, e1 = 0.0, 1.0
+    if sine > 0.0:
+        e0, e1 = -n1 / sine, n0 / sine
+    m0, m1, m2 = -n2 * e1, n2 * e0, sine
+    # The chart's east carried along the great circle from its centre to the point,
+    # E - (E.n)(C + n)/(1 + C.n), on the point's east and north: the angle psi by which the
+    # chart's axes are turned from the point's.
+    carry = eastward * inverse
+    cosine = east[0] * e0 + east[1] * e1 - carry * (centre[0] * e0 + centre[1] * e1)
+    sinus = east[0] * m0 + east[1] * m1
+    sinus -= carry * (centre[0] * m0 + centre[1] * m1 + centre[2] * m2)
+    turn[0] = cosine * cosine - sinus * sinus
+    turn[1] = 2.0 * cosine * sinus
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _turns(vectors, centre, east, north, turns):
+    """Turns of a chart at points."""
+    place = np.empty(2)
+    for p in range(vectors.shape[0]):
+        _chart(vectors[p], centre, east, north, place, turns[p])
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _locate(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
+    """Weight of one chart at points and, where it has some, their places and turns on it."""
+    npix = vectors.shape[0]
+    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
+        tiles = np.empty(_MOST, np.int64)
+        found = np.empty(_MOST)
+        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
+            weights[p] = 0.0
+            count = _window(vectors[p], centres, overlap, tiles, found)
+            for a in range(count):
+                if tiles[a] == tile:
+                    weights[p] = found[a]
+                    _chart(
+                        vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p]
+                    )
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _evaluate(coeffs, places, turns, out):
+    """Cubic splines at places on the chart; the last two fields are Q and U if there are three."""
+    nfields = coeffs.shape[0]
+    npix = places.shape[0]
+    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
+        taps, values = np.empty((2, 4)), np.empty(nfields)
+        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
+            spline_values_at(coeffs, places[p], taps, values)
+            if nfields > 2:
+                q, u = values[nfields - 2], values[nfields - 1]
+                values[nfields - 2] = turns[p, 0] * q - turns[p, 1] * u
+                values[nfields - 1] = turns[p, 1] * q + turns[p, 0] * u
+            out[:, p] = values
+
+
+@numba.njit(cache=True, error_model="numpy")
+def spline_values_at(coeffs, place, taps, values):
+    """Fill ``values`` with those of a chart's cubic splines at one place; for compiled code.
+
+    ``coeffs`` has shape (nfields, size, size); ``taps``, shape (2, 4), is room to work in.
+    """
+    nfields, _, size = coeffs.shape
+    scale = size / (CELLS * CELL)
+    x = 0.5 * (size - 1) + place[0] * scale
+    y = 0.5 * (size - 1) + place[1] * scale
+    ix = math.floor(x)
+    iy = math.floor(y)
+    _taps(x - ix, taps[0])
+    _taps(y - iy, taps[1])
+    for f in range(nfields):
+        total = 0.0
+        for j in range(4):
+            line = 0.0
+            for i in range(4):
+                line += taps[0, i] * coeffs[f, iy - 1 + j, ix - 1 + i]
+            total += taps[1, j] * line
+        values[f] = total
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -185,266 +237,212 @@ def _taps(u, taps):
     taps[3] = u * u * u / 6.0
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _project(
-    coeffs,
-    constants,
-    slots,
-    vectors,
-    parents,
-    candidates,
-    centres,
-    easts,
-    norths,
-    overlap,
-    scale,
-    out,
-    needed,
-):
-    """Windowed sum over tiles of the splines at a chunk of pixels.
-
-    ``slots`` gives the place of a tile in ``coeffs``, -1 if absent; ``needed`` marks the tiles
-    that were met. Every pixel is computed from its own data alone, in a fixed order.
-    """
-    nfields = coeffs.shape[0]
-    middle = 0.5 * (coeffs.shape[3] - 1)
-    npix = parents.size
-    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        distance = np.empty(9)
-        tiles = np.empty(9, np.int64)
-        weights = np.empty(9)
-        tap_x = np.empty(4)
-        tap_y = np.empty(4)
-        value = np.empty(nfields)
-        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            n0, n1, n2 = vectors[p, 0], vectors[p, 1], vectors[p, 2]
-            sine = math.sqrt(n0 * n0 + n1 * n1)
-            # The pixel's east (its third component is 0) and north.
-            e0, e1 = -n1 / sine, n0 / sine
-            m0, m1, m2 = -n2 * e1, n2 * e0, sine
-            count = _window(
-                vectors[p], candidates[parents[p]], centres, overlap, distance, tiles, weights
-            )
-            for f in range(nfields + 1):
-                out[f, p] = 0.0
-            for a in range(count):
-                t = tiles[a]
-                needed[t] = 1
-                slot = slots[t]
-                if slot < 0:
-                    continue
-                c0, c1, c2 = centres[t, 0], centres[t, 1], centres[t, 2]
-                east0, east1 = easts[t, 0], easts[t, 1]
-                east = n0 * east0 + n1 * east1
-                north = n0 * norths[t, 0] + n1 * norths[t, 1] + n2 * norths[t, 2]
-                inverse = 1.0 / (1.0 + n0 * c0 + n1 * c1 + n2 * c2)
-                stretch = math.sqrt(2.0 * inverse) * scale
-                x = middle + east * stretch
-                y = middle + north * stretch
-                ix = math.floor(x)
-                iy = math.floor(y)
-                _taps(x - ix, tap_x)
-                _taps(y - iy, tap_y)
-                for f in range(nfields):
-                    total = 0.0
-                    for j in range(4):
-                        line = 0.0
-                        for i in range(4):
-                            line += tap_x[i] * coeffs[f, slot, iy - 1 + j, ix - 1 + i]
-                        total += tap_y[j] * line
-                    value[f] = total
-                out[nfields, p] += weights[a] * weights[a] * constants[slot]
-                out[0, p] += weights[a] * value[0]
-                if nfields == 3:
-                    # The tile's east carried along the great circle from its centre to the
-                    # pixel, E - (E.n)(C + n)/(1 + C.n), on the pixel's east and north: the
-                    # angle psi by which the tile's axes are turned from the pixel's.
-                    carry = east * inverse
-                    cosine = east0 * e0 + east1 * e1 - carry * (c0 * e0 + c1 * e1)
-                    sinus = east0 * m0 + east1 * m1 - carry * (c0 * m0 + c1 * m1 + c2 * m2)
-                    cos2 = cosine * cosine - sinus * sinus
-                    sin2 = 2.0 * cosine * sinus
-                    out[1, p] += weights[a] * (cos2 * value[1] - sin2 * value[2])
-                    out[2, p] += weights[a] * (sin2 * value[1] + cos2 * value[2])
-
-
-class Tiling:
-    """Overlapping flat tiles that cover the sphere, and the projection from them to pixels.
-
-    Tiles are numbered as the HEALPix pixels of ``tile_nside`` in RING order. The module's
-    docstring gives the chart, the windows and the polarisation convention.
-
-    Parameters
-    ----------
-    tile_nside : int
-        A power of two, at least 2: there are ``12 tile_nside**2`` tiles (8: 768 tiles that are
-        7.33° apart).
-    size : int
-        Pixels along the side of a tile, at least 16.
-    pixel_size : float, optional
-        Side of a tile's pixel at its centre, in arcmin. By default the smallest that leaves
-        ``MARGIN`` pixels outside the widest window (8, 128: 7.2′).
-    overlap : float, optional
-        In degrees: how much farther than the nearest tile a tile still contributes, which is
-        about the width of the strip shared by two neighbours. By default 2.4° × 8 / tile_nside.
+class View(NamedTuple):
+    """Pixels as a chart sees them.
 
     Attributes
     ----------
-    ntiles, tile_nside, size : int
-        As above.
-    pixel_size : float
-        In arcmin.
+    where : int64 array, shape (n,)
+        Which of the pixels that were asked for have weight on the chart.
+    weights : float64 array, shape (n,)
+        The chart's weight on them.
+    places : float64 array, shape (n, 2)
+        Their x and y on the chart, radians.
+    turns : float64 array, shape (n, 2)
+        The cosine and sine of twice the chart's turn there; see :meth:`Tiling.turns`.
+    """
+
+    where: np.ndarray
+    weights: np.ndarray
+    places: np.ndarray
+    turns: np.ndarray
+
+    def part(self, piece: slice) -> View:
+        """Some of the pixels."""
+        return View(*(array[piece] for array in self))
+
+
+class Tiling:
+    """The charts, their windows, and the values of splines on them at HEALPix pixels.
+
+    Chart 0 is about the north pole, 1 to 5 about latitude 26.6° and longitudes 0°, 72°, …, 6 to 10
+    about latitude -26.6° and longitudes 36°, 108°, …, 11 about the south pole. The module's
+    docstring gives the projection, the windows and the polarisation convention.
+
+    Parameters
+    ----------
+    overlap : float
+        In degrees: how much farther than the nearest chart's centre another chart's still
+        contributes, which is about the width of the strip shared by two neighbours.
+
+    Attributes
+    ----------
+    ntiles : int
+        Twelve.
     overlap : float
         In degrees.
-    half_width : float
-        Half the side, in degrees on the chart, of the square that holds every window.
-    centres, easts, norths : array, shape (ntiles, 3)
-        Unit vectors: the centre of each tile and the axes x and y of its chart there.
+    radius : float
+        Largest distance in radians from a chart's centre at which it has weight.
+    centres, easts, norths : array, shape (12, 3)
+        Unit vectors: the centre of each chart and its axes x and y there.
 
     Raises
     ------
-    TypeError
-        If ``tile_nside`` or ``size`` is not an integer.
     ValueError
-        If a parameter is out of its range, or ``pixel_size`` too small for the windows.
+        If the overlap is out of its range.
     """
 
-    def __init__(
-        self,
-        tile_nside: int = 8,
-        size: int = 128,
-        pixel_size: float | None = None,
-        *,
-        overlap: float | None = None,
-    ) -> None:
-        for name, number in (("tile_nside", tile_nside), ("size", size)):
-            if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-                raise TypeError(f"{name} must be an integer, not {number!r}")
-        if tile_nside < 2 or tile_nside & (tile_nside - 1):
-            raise ValueError(f"tile_nside must be a power of two, 2 or more, not {tile_nside}")
-        if size < 16:
-            raise ValueError(f"size must be at least 16 pixels, not {size}")
-        spacing = math.degrees(hp.nside2resol(tile_nside))
-        overlap = OVERLAP * spacing if overlap is None else float(overlap)
-        if not 0 < overlap <= MAX_OVERLAP * spacing:
+    def __init__(self, overlap: float = OVERLAP) -> None:
+        if not 0 < overlap <= MAX_OVERLAP:
             raise ValueError(
-                f"overlap must be above 0 and at most {MAX_OVERLAP} of the tiles' spacing "
-                f"({MAX_OVERLAP * spacing:.4g} deg for tile_nside {tile_nside}), not {overlap}"
+                f"overlap must be above 0 and at most {MAX_OVERLAP} degrees, not {overlap}"
             )
-        self.tile_nside = int(tile_nside)
-        self.size = int(size)
-        self.overlap = overlap
-        self.ntiles = hp.nside2npix(self.tile_nside)
-        tiles = np.arange(self.ntiles)
-        theta, phi = hp.pix2ang(self.tile_nside, tiles)
-        zero = np.zeros_like(phi)
-        self.centres = np.stack(hp.pix2vec(self.tile_nside, tiles), axis=1)
-        self.easts = np.stack([-np.sin(phi), np.cos(phi), zero], axis=1)
-        self.norths = np.stack(
-            [-np.cos(theta) * np.cos(phi), -np.cos(theta) * np.sin(phi), np.sin(theta)], axis=1
-        )
-        self._candidates = np.concatenate(
-            [tiles[:, None], hp.get_all_neighbours(self.tile_nside, tiles).T], axis=1
-        ).astype(np.int64)
-        self._locate = ducc0.healpix.Healpix_Base(self.tile_nside, "RING")
+        self.overlap = float(overlap)
+        self.centres, self.easts, self.norths = _axes()
+        self.ntiles = len(self.centres)
+        # Beyond a corner of its pentagon, where three charts meet at 120°, a chart's distance
+        # grows by one and a half of what it is farther from the corner. 0.4 more for the sphere.
+        corner = math.acos(math.sqrt((5 + 2 * math.sqrt(5)) / 15))
+        self.radius = corner + 1.1 * math.radians(self.overlap) / 1.5
 
-        half_width = self._support()
-        self.half_width = math.degrees(half_width)
-        smallest = math.degrees(half_width / ((self.size - 1) / 2 - MARGIN)) * 60
-        if pixel_size is None:
-            pixel_size = smallest
-        elif not math.isfinite(pixel_size) or pixel_size < smallest * (1 - 1e-12):
-            raise ValueError(
-                f"pixel_size {pixel_size} arcmin is too small: the windows of tile_nside "
-                f"{tile_nside} need {smallest:.4f} arcmin or more in tiles of {size} pixels"
-            )
-        self.pixel_size = float(pixel_size)
-        # The chart ends at radius 2, the antipode; its corners must lie within.
-        if math.radians(self.pixel_size / 60) * (self.size - 1) / math.sqrt(2) >= 2:
-            raise ValueError(
-                f"pixel_size {pixel_size} arcmin makes tiles of {size} pixels that are larger "
-                "than the sphere: choose a smaller one"
-            )
-
-    def _support(self) -> float:
-        """Largest chart coordinate at which a window is non-zero, in radians.
-
-        Along a bearing from a tile's centre, a neighbour at distance D and angle γ from that
-        bearing takes all weight from the distance d on at which d - d_s = overlap, so
-        tan d = (cos o - cos D) / (sin D cos γ - sin o).
-        """
-        overlap = math.radians(self.overlap)
-        bearing = np.radians(np.arange(0, 360, 0.5))
-        largest = 0.0
-        for candidates, centre, east, north in zip(
-            self._candidates, self.centres, self.easts, self.norths, strict=True
-        ):
-            vectors = self.centres[candidates[1:][candidates[1:] >= 0]]
-            x, y, cosine = vectors @ east, vectors @ north, vectors @ centre
-            along = np.outer(np.sin(bearing), x) + np.outer(np.cos(bearing), y)
-            reach = np.arctan2(math.cos(overlap) - cosine, along - math.sin(overlap)).min(axis=1)
-            axis = np.maximum(np.abs(np.sin(bearing)), np.abs(np.cos(bearing)))
-            largest = max(largest, float((2 * np.sin(reach / 2) * axis).max()))
-        return largest
-
-    def vectors(self, tile: int) -> np.ndarray:
-        """Directions of the pixel centres of a tile.
+    def vectors(self, tile: int, size: int) -> np.ndarray:
+        """Directions of the pixel centres of a chart's grid.
 
         Parameters
         ----------
         tile : int
-            Number of the tile.
+            Number of the chart.
+        size : int
+            Pixels a side.
 
         Returns
         -------
         array, shape (size, size, 3)
             Unit vectors, ``[y, x]``.
-
-        Raises
-        ------
-        ValueError
-            If there is no such tile.
         """
-        tile = int(self._tile_ids([tile])[0])
-        axis = (np.arange(self.size) - (self.size - 1) / 2) * math.radians(self.pixel_size / 60)
-        x, y = axis[None, :, None], axis[:, None, None]
-        radius2 = x**2 + y**2
+        x, y = axis(size)[None, :, None], axis(size)[:, None, None]
+        quarter = (x**2 + y**2) / 4
         tangent = x * self.easts[tile] + y * self.norths[tile]
-        return (1 - radius2 / 2) * self.centres[tile] + np.sqrt(1 - radius2 / 4) * tangent
+        return ((1 - quarter) * self.centres[tile] + tangent) / (1 + quarter)
 
-    def weights(
+    def charts(
         self, nside: int, pixels: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tiles that contribute to pixels, and their weights: for diagnostics.
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Charts in turn, each with the pixels that it may have weight on.
 
         Parameters
         ----------
         nside : int
             Resolution of the pixels.
         pixels : array of int, shape (npix,), optional
-            RING pixels; by default the full sky (144 bytes a pixel).
+            RING pixels, in any order; by default the full sky.
+
+        Yields
+        ------
+        tile : int
+            Number of a chart.
+        where : int64 array
+            Indices into the list of pixels, or the pixels of the full sky, that are within
+            :attr:`radius` of its centre. Maybe none.
+        """
+        if pixels is None:
+            for tile, centre in enumerate(self.centres):
+                yield tile, hp.query_disc(nside, centre, self.radius)
+            return
+        near = np.zeros(len(pixels), np.uint16)
+        for start in range(0, len(pixels), CHUNK):
+            vectors = _vectors(nside, pixels[start : start + CHUNK])
+            inside = vectors @ self.centres.T >= math.cos(self.radius)
+            near[start : start + CHUNK] = inside @ (1 << np.arange(self.ntiles))
+        for tile in range(self.ntiles):
+            yield tile, np.flatnonzero(near & (1 << tile))
+
+    def locate(self, tile: int, nside: int, pixels: np.ndarray) -> View:
+        """See where HEALPix pixels lie on a chart.
+
+        Parameters
+        ----------
+        tile : int
+            Number of the chart.
+        nside : int
+            Resolution of the pixels.
+        pixels : array of int64, shape (npix,)
+            RING pixels.
 
         Returns
         -------
-        tiles : int64 array, shape (npix, 9)
-            Tiles of non-zero weight, then -1.
-        weights : float64 array, shape (npix, 9)
-            Their weights, then 0. The squares of a pixel's weights sum to one.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :meth:`project`.
+        View
+            Of those pixels on which the chart has weight.
         """
-        npix, chunks = self._chunks(nside, pixels)
-        tiles = np.empty((npix, 9), np.int64)
-        weights = np.empty((npix, 9))
-        for part, vectors, parents in chunks:
-            self._fill_windows(vectors, parents, tiles[part], weights[part])
-        return tiles, weights
+        parts = []
+        for start in range(0, len(pixels), CHUNK):
+            vectors = _vectors(nside, pixels[start : start + CHUNK])
+            weights, places, turns = self._locate(tile, vectors)
+            seen = np.flatnonzero(weights)
+            parts.append((start + seen, weights[seen], places[seen], turns[seen]))
+        if not parts:
+            return View(np.empty(0, np.int64), np.empty(0), np.empty((0, 2)), np.empty((0, 2)))
+        return View(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
-    def tiles_for(self, nside: int, pixels: np.ndarray | None = None) -> np.ndarray:
-        """Tiles that have weight on any of these pixels: those that a partial sky needs.
+    def evaluate(self, view: View, layers: list[np.ndarray]) -> list[np.ndarray]:
+        """Values of splines on a chart at the pixels of a view.
+
+        A pixel's values do not depend on the other pixels asked for, to the last bit.
+
+        Parameters
+        ----------
+        view : View
+            From :meth:`locate`.
+        layers : list of array, each (nfields, size, size)
+            Cubic B-spline coefficients on grids of the chart. If there are three fields or more,
+            the last two are Q and U in the chart's frame (COSMO).
+
+        Returns
+        -------
+        list of float64 array, each (nfields, n)
+            Of each layer; Q and U in each pixel's HEALPix (COSMO) frame.
+        """
+        values = [np.empty((len(layer), len(view.where))) for layer in layers]
+        for layer, found in zip(layers, values, strict=True):
+            _evaluate(layer, view.places, view.turns, found)
+        return values
+
+    def window(self, tile: int, vectors: np.ndarray) -> np.ndarray:
+        """Weight of one chart at any points (unit vectors, shape (n, 3)), shape (n,)."""
+        return self._locate(tile, vectors)[0]
+
+    def turns(self, tile: int, vectors: np.ndarray) -> np.ndarray:
+        r"""How a chart's axes are turned from the sky's at any points.
+
+        Parameters
+        ----------
+        tile : int
+            Number of the chart.
+        vectors : array, shape (n, 3)
+            Unit vectors.
+
+        Returns
+        -------
+        array, shape (2, n)
+            :math:`\cos 2\psi` and :math:`\sin 2\psi`: the sky's Q is
+            :math:`Q\cos 2\psi - U\sin 2\psi` of the chart's, its U is
+            :math:`Q\sin 2\psi + U\cos 2\psi`.
+        """
+        turns = np.empty((len(vectors), 2))
+        _turns(vectors, self.centres[tile], self.easts[tile], self.norths[tile], turns)
+        return turns.T
+
+    def _locate(self, tile: int, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weights = np.empty(len(vectors))
+        places, turns = np.empty((2, len(vectors), 2))
+        geometry = (self.centres, self.easts, self.norths, math.radians(self.overlap))
+        _locate(vectors, tile, *geometry, weights, places, turns)
+        return weights, places, turns
+
+    def weights(
+        self, nside: int, pixels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Charts that contribute to pixels, and their weights.
 
         Parameters
         ----------
@@ -455,169 +453,27 @@ class Tiling:
 
         Returns
         -------
-        int64 array
-            Sorted numbers of the tiles; exactly those that :meth:`project` reads.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As :meth:`project`.
+        tiles : int64 array, shape (npix, 3)
+            Charts of non-zero weight, then -1.
+        weights : float64 array, shape (npix, 3)
+            Their weights, then 0. The squares of a pixel's weights sum to one.
         """
-        npix, chunks = self._chunks(nside, pixels)
-        tiles = np.empty((min(npix, CHUNK), 9), np.int64)
-        weights = np.empty(tiles.shape)
-        needed = np.zeros(self.ntiles + 1, bool)  # the last place takes the padding's -1
-        for _, vectors, parents in chunks:
-            self._fill_windows(vectors, parents, tiles, weights)
-            needed[tiles[: parents.size]] = True
-        return np.flatnonzero(needed[:-1])
-
-    def project(
-        self,
-        coeffs: np.ndarray,
-        nside: int,
-        pixels: np.ndarray | None = None,
-        tiles: np.ndarray | None = None,
-        constants: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Windowed sum of the tiles' cubic splines at HEALPix pixels.
-
-        A pixel's value depends neither on the other pixels asked for, nor on the tiles carried
-        beside those it needs, nor on the number of threads: it is the same to the last bit.
-
-        Parameters
-        ----------
-        coeffs : float32 or float64 array, shape (nfields, ntiles, size, size)
-            Cubic B-spline coefficients (see :func:`spline_coefficients`). Fields: one scalar, or
-            three: a scalar and Q, U in the tile's frame (COSMO).
-        nside : int
-            Resolution of the output, any that HEALPix has in RING order.
-        pixels : array of int, shape (npix,), optional
-            RING pixels, in any order; by default the full sky.
-        tiles : array of int, shape (ntiles,), optional
-            Numbers of the tiles that ``coeffs`` carries, in its order; by default all tiles.
-        constants : array, shape (ntiles,), optional
-            A number of each tile, to be spread with the *squares* of the windows. As these sum to
-            one, a number that all tiles share stays that number.
-
-        Returns
-        -------
-        float64 array, shape (nfields, npix) or (nfields + 1, npix)
-            The fields; Q and U in each pixel's HEALPix (COSMO) frame. With ``constants``, these in
-            one more row.
-
-        Raises
-        ------
-        TypeError
-            If ``nside``, ``pixels`` or ``tiles`` are not integers, or ``coeffs`` not floats.
-        ValueError
-            If a shape does not fit, ``nside``, ``pixels`` or ``tiles`` are out of range, or a
-            pixel needs a tile that is not carried.
-        """
-        ids = np.arange(self.ntiles) if tiles is None else self._tile_ids(tiles)
-        slots = np.full(self.ntiles, -1, np.int64)
-        slots[ids] = np.arange(ids.size)
-        coeffs = np.asarray(coeffs)
-        if coeffs.dtype not in (np.float32, np.float64):
-            raise TypeError(f"coeffs must be float32 or float64, not {coeffs.dtype}")
-        expected = (ids.size, self.size, self.size)
-        if coeffs.ndim != 4 or coeffs.shape[0] not in (1, 3) or coeffs.shape[1:] != expected:
-            raise ValueError(
-                f"coeffs must have shape (1 or 3, {', '.join(map(str, expected))}), fields by "
-                f"tiles by pixels, not {coeffs.shape}"
-            )
-        coeffs = np.ascontiguousarray(coeffs)
-        rows = coeffs.shape[0] + (constants is not None)
-        constants = np.zeros(ids.size) if constants is None else np.asarray(constants, np.float64)
-        if constants.shape != ids.shape:
-            raise ValueError(
-                f"constants must have shape {ids.shape}, one a tile, not {constants.shape}"
-            )
-        npix, chunks = self._chunks(nside, pixels)
-        out = np.empty((rows, npix))
-        buffer = np.empty((coeffs.shape[0] + 1, min(npix, CHUNK)))
-        needed = np.zeros(self.ntiles, np.uint8)
-        for part, vectors, parents in chunks:
-            _project(
-                coeffs,
-                constants,
-                slots,
-                vectors,
-                parents,
-                self._candidates,
-                self.centres,
-                self.easts,
-                self.norths,
-                math.radians(self.overlap),
-                1 / math.radians(self.pixel_size / 60),
-                buffer,
-                needed,
-            )
-            missing = np.flatnonzero((needed != 0) & (slots < 0))
-            if missing.size:
-                raise ValueError(
-                    f"the pixels need tiles that coeffs does not carry: {missing[:5].tolist()}"
-                    f"{' and more' if missing.size > 5 else ''}. Carry all of "
-                    "tiles_for(nside, pixels)"
-                )
-            out[:, part] = buffer[:rows, : parents.size]
-        return out
-
-    def _fill_windows(
-        self, vectors: np.ndarray, parents: np.ndarray, tiles: np.ndarray, weights: np.ndarray
-    ) -> None:
-        _windows(
-            vectors,
-            parents,
-            self._candidates,
-            self.centres,
-            math.radians(self.overlap),
-            tiles,
-            weights,
-        )
-
-    def _tile_ids(self, tiles: np.ndarray) -> np.ndarray:
-        ids = _integers("tiles", tiles, self.ntiles)
-        if np.unique(ids).size != ids.size:
-            raise ValueError("tiles must not name a tile twice")
-        return ids
-
-    def _chunks(
-        self, nside: int, pixels: np.ndarray | None
-    ) -> tuple[int, Iterator[tuple[slice, np.ndarray, np.ndarray]]]:
-        """Check pixels; count them; give slices of them with their vectors and parent tiles."""
-        if isinstance(nside, bool) or not isinstance(nside, (int, np.integer)):
-            raise TypeError(f"nside must be an integer, not {nside!r}")
-        if not hp.isnsideok(nside):
-            raise ValueError(f"nside must be between 1 and 2**29, not {nside}")
-        npix = hp.nside2npix(int(nside))
-        if pixels is not None:
-            pixels = _integers("pixels", pixels, npix)
-            npix = pixels.size
-        base = ducc0.healpix.Healpix_Base(int(nside), "RING")
-
-        def generate() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-            threads = numba.get_num_threads()
-            for start in range(0, npix, CHUNK):
-                stop = min(start + CHUNK, npix)
-                part = np.arange(start, stop) if pixels is None else pixels[start:stop]
-                vectors = base.pix2vec(part, nthreads=threads)
-                yield slice(start, stop), vectors, self._locate.vec2pix(vectors, nthreads=threads)
-
-        return npix, generate()
+        pixels = np.arange(hp.nside2npix(nside)) if pixels is None else pixels
+        tiles = np.empty((len(pixels), _MOST), np.int64)
+        weights = np.empty((len(pixels), _MOST))
+        for start in range(0, len(pixels), CHUNK):
+            part = slice(start, start + CHUNK)
+            vectors = _vectors(nside, pixels[part])
+            overlap = math.radians(self.overlap)
+            _windows(vectors, self.centres, overlap, tiles[part], weights[part])
+        return tiles, weights
 
 
-def _integers(name: str, values: np.ndarray, bound: int) -> np.ndarray:
-    """One axis of integers in [0, bound), as contiguous int64."""
-    values = np.asarray(values)
-    if values.size == 0 and values.ndim == 1:
-        return np.empty(0, np.int64)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise TypeError(f"{name} must be integers, not {values.dtype}")
-    if values.ndim != 1:
-        raise ValueError(f"{name} must have one axis, not shape {values.shape}")
-    if values.min() < 0 or values.max() >= bound:
-        raise ValueError(
-            f"{name} must lie between 0 and {bound - 1}, not {values.min()} to {values.max()}"
-        )
-    return np.ascontiguousarray(values, dtype=np.int64)
+def axis(size: int) -> np.ndarray:
+    """Coordinates of pixel centres along an axis of a chart, radians."""
+    return (np.arange(size) - (size - 1) / 2) * (CELLS * CELL / size)
+
+
+def _vectors(nside: int, pixels: np.ndarray) -> np.ndarray:
+    base = ducc0.healpix.Healpix_Base(int(nside), "RING")
+    return base.pix2vec(np.ascontiguousarray(pixels), nthreads=numba.get_num_threads())

@@ -5,25 +5,44 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import os
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import gamma
 
 from pysm_vae.files import atomic_write, data_path
 
 if TYPE_CHECKING:
     from pysm_vae.vae.networks import PatchVAE
 
+# On the sky, a patch of a thorne2021 network has so many octaves more pixels than cells: 64 pixels
+# are 7.3 degrees, close to the 8 degrees of its training.
+THORNE_DEPTH = 4
+
 # The network that the sky wing uses when none is named.
 DEFAULT_WEIGHTS = "octave"
 SHIPPED_WEIGHTS = ("octave", "thorne2021")
 
-# A chart on the sky has so many blocks a side at the scale of the template, refined so many times.
-CHART_BLOCKS = 9
-CHART_DEPTHS = (3, 4, 5, 6)
+# Spectra are measured on planes of so many cells a side, the pixels of the coarsest map, refined so
+# many times.
+SPECTRA_CELLS = 32
+SPECTRA_DEPTHS = (3, 4, 5, 6)
+# Width of their bins in the logarithm of the wavenumber.
+_BIN = 0.1
+# Taper under which they are measured, as a fraction of the side at each edge.
+_TAPER = 0.35
+# A plane's coarsest map loses what is larger than a patch: between these cycles a cell.
+_PLANE_CUT = (0.055, 0.11)
+
+# Cells around a large patch that are drawn and cut away.
+_EDGE_CELLS = 4
 
 # Steps that settle the transfer to a per cent.
 _TRANSFER_STEPS = 4
@@ -73,7 +92,7 @@ class Generator:
         self.diffuse: float = min(each["environment"] for each in maps)
         self._arrays = _read_weights(weights, self.sha256)
         self._network: PatchVAE | None = None
-        self._functions: dict[tuple[bool, bool], Any] = {}
+        self._functions: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
     def from_card(cls, path: str | Path) -> Generator:
@@ -116,15 +135,9 @@ class Generator:
         return self.card["architecture"] == "octave"
 
     @property
-    def charts(self) -> list[tuple[int, int | None]]:
-        """(size, depth) of the patches that the sky wing can lay on a tile, coarse to fine.
-
-        An ``octave`` network refines a map of 9 x 9 blocks as often as is needed: the first
-        octaves of a finer chart are those of a coarser one. ``thorne2021`` has its one size.
-        """
-        if not self.conditional:
-            return [(self.size, None)]
-        return [(CHART_BLOCKS << depth, depth) for depth in CHART_DEPTHS]
+    def spectra(self) -> list[dict[str, Any]]:
+        """Mean power of what is drawn on planes: see :func:`measure_spectra`."""
+        return self.card["spectra"]
 
     def latent_shapes(
         self, size: int | None = None, depth: int | None = None
@@ -181,6 +194,77 @@ class Generator:
             batches.append(np.asarray(function(*chunk))[:filled])
         return np.concatenate(batches)
 
+    def coarse_plane(self, white: np.ndarray) -> np.ndarray:
+        """Coarsest maps of planes of any size, from white noise.
+
+        The network's coarsest map is an intrinsic random field, whose variogram determines its
+        spectrum. What is larger than a patch is left out: training has not seen it.
+
+        Parameters
+        ----------
+        white : ndarray, shape (n, m, m)
+            Standard normal numbers.
+
+        Returns
+        -------
+        ndarray, float32, shape (n, m, m)
+            Periodic.
+        """
+        power = self.coarse_power(white.shape[-1])
+        waves = np.fft.rfft2(white) * np.sqrt(power[:, : white.shape[-1] // 2 + 1])
+        return np.fft.irfft2(waves, s=white.shape[-2:]).astype(np.float32)
+
+    def coarse_power(self, size: int) -> np.ndarray:
+        """Power of :meth:`coarse_plane` at the modes of a plane (white noise: 1), (size, size)."""
+        self._check_conditional()
+        scale, exponent = np.asarray(self.network.variogram, float)
+        # Of a field with the variogram g r^h the spectral density is A |omega|^(-2 - h) with
+        # 2 pi g / A = int (1 - J0(x)) x^(-1 - h) dx (DLMF 10.22.43, continued in h).
+        integral = -(2 ** (-1 - exponent)) * gamma(-exponent / 2) / gamma(1 + exponent / 2)
+        k = np.fft.fftfreq(size)
+        number = np.hypot(*np.meshgrid(k, k))
+        fold = np.arange(-4, 5)
+        axis = np.add.outer(k, fold)
+        omega = 2 * np.pi * np.hypot(axis[:, None, :, None], axis[None, :, None, :])
+        omega[0, 0, 4, 4] = np.inf
+        density = (omega ** (-2 - exponent)).sum(axis=(2, 3))
+        # Of what is folded in from further out, the mean: beyond a circle of the same area.
+        beyond = 2 * np.pi * len(fold) / np.sqrt(np.pi)
+        density += beyond**-exponent / (2 * np.pi * exponent)
+        low, high = _PLANE_CUT
+        rise = np.clip((number - low) / (high - low), 0, 1)
+        return 2 * np.pi * scale / integral * density * np.sin(0.5 * np.pi * rise) ** 2
+
+    def refine(
+        self, coarse: np.ndarray, latents: np.ndarray, level: int, margin: int = 0
+    ) -> np.ndarray:
+        """Draw one octave of windows of a plane, of diffuse sky.
+
+        Parameters
+        ----------
+        coarse : ndarray, shape (n, rows, columns)
+            The maps to refine.
+        latents : ndarray, shape (n, rows, columns, latents)
+            Standard normal numbers.
+        level : int
+            How many octaves were drawn before this one.
+        margin : int
+            Cells of each edge that are not refined; with :attr:`reach` of them, what is drawn does
+            not depend on where the window ends.
+
+        Returns
+        -------
+        ndarray, float32, shape (n, 2 (rows - 2 margin), 2 (columns - 2 margin))
+        """
+        self._check_conditional()
+        function = self._refining(min(level, self.network.octaves), margin)
+        return np.asarray(function(coarse, latents))
+
+    @property
+    def reach(self) -> int:
+        """Cells beyond one that decide, through the coarser map or the latents, what it shows."""
+        return self.network.REACH
+
     def sample(
         self,
         n: int,
@@ -199,7 +283,8 @@ class Generator:
             How many.
         size : int, optional
             Pixels a side; the default is the training size. Free for ``octave`` networks
-            (a multiple of 16), fixed for ``thorne2021``.
+            (a multiple of 16), fixed for ``thorne2021``. Larger patches are cut from a periodic
+            plane, without what is larger than a training patch.
         seed : int
             Patch ``i`` depends on ``(seed, i)`` alone.
         coarse : ndarray, shape (n, m, m), optional
@@ -239,16 +324,39 @@ class Generator:
                     "size must be a power of two times it"
                 )
         environment = self._environment(environment, self.environment)
-        latents = draw_latents(shapes, [(seed, i) for i in range(n)])
-        if coarse is None and self.conditional:
-            latents[0] = self.network.typical_top(latents[0])
-        patches = self.decode(latents, coarse, environment=environment)
+        keys = [(seed, i) for i in range(n)]
         if coarse is not None:
-            return patches
+            return self.decode(draw_latents(shapes, keys), coarse, environment=environment)
+        if self.conditional and size > self.size:
+            patches = self._cut_from_planes(size, keys, environment)
+        else:
+            latents = draw_latents(shapes, keys)
+            if self.conditional:
+                latents[0] = self.network.typical_top(latents[0])
+            patches = self.decode(latents, environment=environment)
         if calibrated and self.card["transfer"]:
             patches = self._calibrate(patches, environment)
         patches = patches - patches.mean(axis=(1, 2), keepdims=True)
         return patches / patches.std(axis=(1, 2), keepdims=True)
+
+    def _cut_from_planes(
+        self, size: int, keys: Sequence[tuple[int, ...]], environment: float
+    ) -> np.ndarray:
+        """Patches larger than those of the training, ``(n, size, size)``.
+
+        The network's own coarsest map would have larger scales than training has seen, and what is
+        next to an edge on the coarsest grids would show.
+        """
+        from pysm_vae.vae.networks import MAX_GRID
+
+        step = 2**self.network.octaves
+        margin = min(_EDGE_CELLS, (MAX_GRID - size // step) // 2) * step
+        shapes = self.latent_shapes(size + 2 * margin)
+        white, *latents = draw_latents(shapes, keys)
+        grid = math.isqrt(white.shape[1])
+        start = self.coarse_plane(white.reshape(-1, grid, grid))
+        patches = self.decode(latents, start, environment=environment)
+        return patches[:, margin : margin + size, margin : margin + size]
 
     def _environment(self, environment: float | None, default: float) -> float:
         if environment is None:
@@ -293,6 +401,20 @@ class Generator:
             self._functions[key] = tf.function(decode, jit_compile=False)
         return self._functions[key]
 
+    def _refining(self, level: int, margin: int) -> Any:
+        key = ("refine", level, margin)
+        if key not in self._functions:
+            import tensorflow as tf
+
+            network = self.network
+
+            def refine(coarse: Any, latents: Any) -> Any:
+                environment = tf.fill(tf.shape(coarse)[:1], self.diffuse)
+                return network.refine(coarse, latents, environment, level, margin)
+
+            self._functions[key] = tf.function(refine, jit_compile=False)
+        return self._functions[key]
+
 
 def draw_latents(
     shapes: Sequence[tuple[int, ...]], keys: Sequence[tuple[int, ...]]
@@ -312,10 +434,14 @@ def draw_latents(
     list of ndarray, float32, each (len(keys), *shape)
     """
     latents = [np.empty((len(keys), *shape), np.float32) for shape in shapes]
-    for i, key in enumerate(keys):
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+    def fill(i: int) -> None:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(keys[i])))
         for latent in latents:
-            latent[i] = rng.standard_normal(latent.shape[1:], np.float32)
+            rng.standard_normal(dtype=np.float32, out=latent[i])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(len(keys))))
     return latents
 
 
@@ -337,7 +463,7 @@ def load_generator(weights: str | Path = "default") -> Generator:
     """
     name = DEFAULT_WEIGHTS if weights == "default" else str(weights)
     if name in SHIPPED_WEIGHTS:
-        return Generator.from_card(data_path(f"{name}.json"))
+        return _shipped(name)
     path = Path(name)
     if path.is_dir():
         cards = [path / f"{shipped}.json" for shipped in SHIPPED_WEIGHTS]
@@ -348,6 +474,12 @@ def load_generator(weights: str | Path = "default") -> Generator:
             "or the path of a model card (.json) that 'pysm-vae train' wrote"
         )
     return Generator.from_card(path)
+
+
+@lru_cache
+def _shipped(name: str) -> Generator:
+    # Shared, so that its functions are traced once; nothing changes a generator.
+    return Generator.from_card(data_path(f"{name}.json"))
 
 
 def save_weights(network: PatchVAE, path: Path) -> str:
@@ -406,50 +538,98 @@ def _assign(network: PatchVAE, arrays: dict[str, np.ndarray], name: str) -> None
         variable.assign(array)
 
 
-def measure_spectra(generator: Generator, *, n: int = 512, seed: int = 0) -> list[dict[str, Any]]:
-    """Measure mean spectra of prior samples as the sky wing lays them down, to calibrate it by.
-
-    Patches are detrended under a wide taper. The spectrum is steep, so the estimate still takes
-    power from larger scales; by how much is measured on Gaussian patches of the same slope, and
-    divided out.
+def measure_spectra(generator: Generator, *, n: int = 128, seed: int = 0) -> list[dict[str, Any]]:
+    """Measure mean spectra of what the sky wing draws, to calibrate it by.
 
     Parameters
     ----------
     generator : Generator
-        The network.
+        The network. An ``octave`` network draws planes, refined as often as is needed;
+        ``thorne2021`` has patches of its one size.
     n : int
-        Samples at the coarsest size; fewer at finer ones, where each has more modes.
+        Planes of the coarsest size; fewer of finer ones, which have more modes each.
     seed : int
         Of the samples.
 
     Returns
     -------
     list of dict
-        One for each entry of :attr:`Generator.charts`: ``size``, ``depth``, ``samples``, and
-        ``power``: the azimuthally averaged power at 1, 2, … ``size // 2`` cycles a patch, such that
-        white noise of unit variance gives 1.
+        For each depth: ``depth`` (there are ``2**depth`` pixels a cell), ``samples``, and the
+        azimuthally averaged ``power`` at wavenumbers ``cycles``, in cycles a cell, such that white
+        noise of unit variance gives 1.
     """
-    spectra = []
-    bias = None
-    for size, depth in generator.charts:
-        shapes = generator.latent_shapes(size, depth)
-        samples = max(n * generator.charts[0][0] // size, BATCH)
-        total = np.zeros(size // 2)
-        # A batch at a time: the finest charts are large.
-        for start in range(0, samples, BATCH):
-            keys = [(seed, i) for i in range(start, min(start + BATCH, samples))]
-            patches = generator.decode(draw_latents(shapes, keys), beam=False)
-            total += _raw_power(patches).sum(axis=0)
-        power = total / samples
-        if bias is None:
-            number = np.arange(1, len(power) + 1)
-            resolved = slice(size // 18, size // 6)
-            slope = np.polyfit(np.log(number[resolved]), np.log(power[resolved]), 1)[0]
-            bias = _leakage(size, slope, n, np.random.default_rng([seed, 2]))
-        power[: len(bias)] /= bias
-        power = [float(f"{p:.6g}") for p in power]
-        spectra.append({"size": size, "depth": depth, "samples": samples, "power": power})
+    from pysm_vae.stats.spectra import radial_spectrum
+
+    if not generator.conditional:
+        return [_patch_spectrum(generator, n, seed)]
+    spectra, known = [], None
+    for depth in SPECTRA_DEPTHS:
+        samples = max(n >> (depth - SPECTRA_DEPTHS[0]), 8)
+        size = SPECTRA_CELLS << depth
+        power, coarser = np.zeros(size // 2), np.zeros(size // 4)
+        # One at a time: the finest are large.
+        for number in range(samples):
+            plane = _plane(generator, depth, (seed, number))
+            power += radial_spectrum(plane, width=_TAPER)[1][0] / samples
+            means = plane.reshape(1, size // 2, 2, size // 2, 2).mean(axis=(2, 4))
+            coarser += radial_spectrum(means, width=_TAPER)[1][0] / samples
+        if known is not None:
+            # More planes were measured one octave before, and a sky must be the same at any depth:
+            # large scales come from there, and from here what the octave has changed in them.
+            large = size // 8
+            power[:large] *= known[:large] / coarser[:large]
+        known = power
+        spectra.append(_entry(SPECTRA_CELLS, depth, samples, power))
     return spectra
+
+
+def _patch_spectrum(generator: Generator, n: int, seed: int) -> dict[str, Any]:
+    """Of patches of one size, which take power from scales larger than they are.
+
+    By how much is measured on Gaussian patches of the same slope, and divided out.
+    """
+    latents = draw_latents(generator.latent_shapes(), [(seed, i) for i in range(n)])
+    power = _raw_power(generator.decode(latents))
+    size = generator.size
+    number = np.arange(1, len(power) + 1)
+    resolved = slice(size // 18, size // 6)
+    slope = np.polyfit(np.log(number[resolved]), np.log(power[resolved]), 1)[0]
+    bias = _leakage(size, slope, n, np.random.default_rng([seed, 2]))
+    power[: len(bias)] /= bias
+    return _entry(size >> THORNE_DEPTH, THORNE_DEPTH, n, power)
+
+
+def _entry(cells: int, depth: int, samples: int, power: np.ndarray) -> dict[str, Any]:
+    """An entry of a card, from the power at 1, 2, … cycles in so many cells.
+
+    Averaged in bins, so that chance from one wavenumber to the next does not make filters ring.
+    """
+    number = np.arange(1, len(power) + 1)
+    bins = np.floor(np.log(number) / _BIN)
+    index = np.unique(bins, return_inverse=True)[1]
+    # There are as many modes as the wavenumber is high.
+    modes = np.bincount(index, number)
+    cycles = np.exp(np.bincount(index, number * np.log(number)) / modes) / cells
+    mean = np.exp(np.bincount(index, number * np.log(power)) / modes)
+    return {
+        "depth": depth,
+        "samples": samples,
+        "cycles": [float(f"{c:.6g}") for c in cycles],
+        "power": [float(f"{p:.6g}") for p in mean],
+    }
+
+
+def _plane(generator: Generator, depth: int, key: tuple[int, ...]) -> np.ndarray:
+    """A plane of diffuse sky, ``(1, size, size)``."""
+    shapes = [(SPECTRA_CELLS, SPECTRA_CELLS)]
+    for level in range(depth):
+        grid = SPECTRA_CELLS << level
+        shapes.append((grid, grid, generator.network.latents))
+    white, *latents = draw_latents(shapes, [key])
+    plane = generator.coarse_plane(white)
+    for level, latent in enumerate(latents):
+        plane = generator.refine(plane, latent, level)
+    return plane
 
 
 def measure_transfer(
@@ -509,7 +689,7 @@ def _multiply_power(patches: np.ndarray, power: np.ndarray, scale: float = 1.0) 
 def _raw_power(patches: np.ndarray) -> np.ndarray:
     from pysm_vae.stats.spectra import detrend, radial_spectrum
 
-    return radial_spectrum(detrend(patches), width=0.35)[1]
+    return radial_spectrum(detrend(patches), width=_TAPER)[1].mean(axis=0)
 
 
 def _leakage(size: int, slope: float, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -528,7 +708,7 @@ def _leakage(size: int, slope: float, n: int, rng: np.random.Generator) -> np.nd
     for _ in range(-(-n // quarters)):
         field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((box, box))) * amplitude)
         patches = field.reshape(4, size, 4, size).swapaxes(1, 2).reshape(quarters, size, size)
-        total += _raw_power(patches).mean(axis=0)
+        total += _raw_power(patches)
     number = np.arange(1, size // 2 + 1)
     bias = total / -(-n // quarters) / number**slope
     return bias[: size // 8]

@@ -64,7 +64,7 @@ class TrainingConfig:
     kl_warmup : int
         Epochs over which the KL term's weight grows from 0 to 1.
     patience : int
-        Epochs without a better validation loss before training stops.
+        Epochs without a better ELBO of the validation patches before training stops.
     seed : int
         Seed of patches, initial weights and draws.
     """
@@ -199,7 +199,7 @@ def train(
 
     digest = save_weights(network, out / f"{name}.npz")
     history = read_history(out / "history.csv")
-    compared = history["val_loss"][config.kl_warmup :]
+    compared = history["val_elbo"][config.kl_warmup :]
     card = {
         "name": name,
         "architecture": config.architecture,
@@ -211,7 +211,7 @@ def train(
         **record,
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "epoch": config.kl_warmup + 1 + int(np.argmin(compared)),
+        "epoch": config.kl_warmup + 1 + int(np.argmax(compared)),
         "history": history,
         "training_patches": len(training),
         "validation_patches": len(validation),
@@ -349,7 +349,7 @@ def _callbacks(
     out: Path, best: Path, config: TrainingConfig, tensorboard: bool
 ) -> list[keras.callbacks.Callback]:
     history = out / "history.csv"
-    past = _past_losses(history, out / "backup")
+    past = _past_elbos(history, out / "backup")
     compared = past[config.kl_warmup :]
 
     def rate(epoch: int) -> float:
@@ -359,22 +359,23 @@ def _callbacks(
         _KLWarmup(config.kl_warmup),
         keras.callbacks.LearningRateScheduler(rate),
         keras.callbacks.CSVLogger(str(history), append=True),
-        # Losses under different KL weights do not compare, so the best is sought after warm-up.
+        # The best is sought by the bound alone: the score of a few prior draws scatters more from
+        # epoch to epoch than it improves. And after the warm-up, before which the KL term is cheap.
         _AfterWarmup(
             config.kl_warmup,
             keras.callbacks.ModelCheckpoint(
                 str(best),
-                monitor="val_loss",
-                mode="min",
+                monitor="val_elbo",
+                mode="max",
                 save_best_only=True,
                 save_weights_only=True,
-                initial_value_threshold=min(compared, default=None),
+                initial_value_threshold=max(compared, default=None),
             ),
         ),
         _EarlyStopping(
             past,
-            monitor="val_loss",
-            mode="min",
+            monitor="val_elbo",
+            mode="max",
             patience=config.patience,
             start_from_epoch=config.kl_warmup,
         ),
@@ -385,8 +386,8 @@ def _callbacks(
     return callbacks
 
 
-def _past_losses(history: Path, backup: Path) -> list[float]:
-    """Validation losses of the epochs that the backup holds; later ones leave the history."""
+def _past_elbos(history: Path, backup: Path) -> list[float]:
+    """Validation ELBOs of the epochs that the backup holds; later ones leave the history."""
     metadata = backup / "training_metadata.json"
     epochs = json.loads(metadata.read_text())["epoch"] if metadata.is_file() else 0
     if not history.is_file():
@@ -398,7 +399,7 @@ def _past_losses(history: Path, backup: Path) -> list[float]:
     lines = history.read_text().splitlines(keepends=True)[: 1 + epochs]
     with atomic_write(history) as partial:
         partial.write_text("".join(lines))
-    return read_history(history)["val_loss"]
+    return read_history(history)["val_elbo"]
 
 
 class _EarlyStopping(keras.callbacks.EarlyStopping):
@@ -410,8 +411,8 @@ class _EarlyStopping(keras.callbacks.EarlyStopping):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
-        for epoch, loss in enumerate(self.past):
-            self.on_epoch_end(epoch, {self.monitor: loss})
+        for epoch, elbo in enumerate(self.past):
+            self.on_epoch_end(epoch, {self.monitor: elbo})
 
 
 class _AfterWarmup(keras.callbacks.Callback):

@@ -1,0 +1,203 @@
+"""Whether skies have the spectra that they are asked for, on several parts of the sky.
+
+``python benchmarks/spectra.py --nside 512 --seeds 5 --out DIR`` writes spectra.json and
+spectra.png.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import healpy as hp
+import numpy as np
+import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from pysm_vae import VAEDust
+from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.sky.calibration import PIVOT, Spectrum, latitude_weight
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+LATITUDES = (20, 30, 50)
+SPECTRA = ("TT", "EE", "BB", "TE")
+# Multipoles of the fits, and the bands in an octave.
+FIT_ELL = (100, 1000)
+BANDS = 3
+# Below this multipole the sky must be the template.
+LARGE_ELL = 40
+
+
+def mask(nside: int, latitude: float) -> np.ndarray:
+    """Latitudes above one, with a cosine edge of 10 degrees, shape (npix,)."""
+    theta = hp.pix2ang(nside, np.arange(hp.nside2npix(nside)))[0]
+    return latitude_weight(0.5 * np.pi - theta, latitude)
+
+
+def spectra(maps: np.ndarray, weight: np.ndarray, lmax: int) -> np.ndarray:
+    """D_ell of TT, EE, BB and TE under a mask, shape (4, lmax + 1).
+
+    E and B are mixed by the mask's edge, which has no power above a few multipoles.
+    """
+    maps = maps.copy()
+    maps[0] -= np.average(maps[0], weights=weight)
+    ell = np.arange(lmax + 1)
+    cl = hp.anafast(maps * weight, lmax=lmax, iter=1)[:4] / np.mean(weight**2)
+    return cl * ell * (ell + 1) / (2 * np.pi)
+
+
+def bands(lmax: int) -> list[tuple[int, int]]:
+    """First and last multipoles of bands from 60 on, equally wide in the logarithm."""
+    number = int(BANDS * np.log2(lmax / 60))
+    edges = np.geomspace(60, lmax, number + 1).astype(int)
+    return list(itertools.pairwise(edges))
+
+
+def binned(d_ell: np.ndarray, lmax: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of multipoles, (bands,), and of spectra, (4, bands), weighted by modes."""
+    ell = np.arange(lmax + 1)
+    weight = 2 * ell + 1
+    rows = [
+        np.average(np.vstack([ell, d_ell])[:, low:high], weights=weight[low:high], axis=1)
+        for low, high in bands(lmax)
+    ]
+    table = np.array(rows).T
+    return table[0], table[1:]
+
+
+def judge(ell: np.ndarray, power: np.ndarray) -> dict[str, Any]:
+    """Slopes, EE/BB and the correlation of T and E of binned spectra, on ``FIT_ELL``."""
+    used = (ell > FIT_ELL[0]) & (ell < FIT_ELL[1])
+    x = np.log(ell[used] / PIVOT)
+    fits = [np.polyfit(x, np.log(row[used]), 1) for row in power[:3]]
+    departure = [
+        np.abs(row[used] / np.exp(np.polyval(fit, x)) - 1).max()
+        for row, fit in zip(power, fits, strict=False)
+    ]
+    correlation = power[3] / np.sqrt(power[0] * power[1])
+    return {
+        "slopes": [fit[0] for fit in fits],
+        "largest departure from the power law": departure,
+        "EE/BB": (power[1] / power[2]).tolist(),
+        # Of the fits, so that one band's chance does not count.
+        "EE/BB at 80": float(np.exp(fits[1][1] - fits[2][1])),
+        "TE": float(np.mean(correlation[used])),
+        "TE by band": correlation.tolist(),
+    }
+
+
+def measure(nside: int, seeds: int, weights: str, console: Console) -> dict[str, Any]:
+    """Mean spectra of skies; what spectra.json holds."""
+    lmax = min(int(1.9 * nside), 1536)
+    found: dict[str, list[np.ndarray]] = {str(latitude): [] for latitude in LATITUDES}
+    large: list[list[float]] = []
+    for seed in range(seeds):
+        console.print(f"seed {seed}")
+        dust = VAEDust(nside, seed=seed, weights=weights)
+        maps = np.array([m.value for m in (dust.I_ref, dust.Q_ref, dust.U_ref)], float)
+        for latitude in LATITUDES:
+            found[str(latitude)].append(spectra(maps, mask(nside, latitude), lmax))
+        large.append(large_scales(maps, dust.template.maps(nside)))
+    ell, _ = binned(found[str(LATITUDES[0])][0], lmax)
+    asked = Spectrum()
+    report: dict[str, Any] = {
+        "weights": weights,
+        "nside": nside,
+        "seeds": seeds,
+        "asked": {"slopes": asked.slopes, "EE/BB at 80": asked.ee_to_bb, "TE": asked.te_ratio},
+        "ell": ell.tolist(),
+        "power below 40 over the template's": np.mean(large, axis=0).tolist(),
+        "latitudes": {},
+    }
+    for latitude, each in found.items():
+        power = binned(np.mean(each, axis=0), lmax)[1]
+        report["latitudes"][latitude] = {
+            "d_ell": dict(zip(SPECTRA, power.tolist(), strict=True)),
+            **judge(ell, power),
+            "of each sky": [judge(ell, binned(one, lmax)[1]) for one in each],
+        }
+    return report
+
+
+def large_scales(maps: np.ndarray, template: np.ndarray) -> list[float]:
+    """Power of T, E and B from l = 2 to ``LARGE_ELL`` on the full sky, over the template's."""
+    ell = np.arange(LARGE_ELL + 1)
+    power = [
+        ((2 * ell + 1) * np.array(hp.anafast(each, lmax=LARGE_ELL, iter=3)[:3]))[:, 2:].sum(axis=1)
+        for each in (maps, template)
+    ]
+    return (power[0] / power[1]).tolist()
+
+
+def table(report: dict[str, Any]) -> Table:
+    """What came out beside what was asked for."""
+    shown = Table(title=f"Spectra of {report['seeds']} skies, nside {report['nside']}")
+    columns = ("|b| above", "slope TT", "EE", "BB", "EE/BB at 80", "TE", "off the power law")
+    for column in columns:
+        shown.add_column(column)
+    asked = report["asked"]
+    cells = [*asked["slopes"], asked["EE/BB at 80"], asked["TE"]]
+    shown.add_row("asked", *(f"{value:.2f}" for value in cells), "")
+    for latitude, each in report["latitudes"].items():
+        cells = [*each["slopes"], each["EE/BB at 80"], each["TE"]]
+        departure = ", ".join(f"{d:.2f}" for d in each["largest departure from the power law"])
+        shown.add_row(latitude, *(f"{value:.3f}" for value in cells), departure)
+    return shown
+
+
+def figure(report: dict[str, Any]) -> Figure:
+    """Spectra over the power laws asked for, EE/BB and the correlation of T and E."""
+    drawn = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots(1, 3)
+    ell, asked = np.array(report["ell"]), report["asked"]
+    for latitude, style in zip(report["latitudes"], ("-", "--", ":"), strict=True):
+        each = report["latitudes"][latitude]
+        for k, name in enumerate(SPECTRA[:3]):
+            ratio = np.array(each["d_ell"][name]) * (ell / PIVOT) ** -asked["slopes"][k]
+            used = (ell > FIT_ELL[0]) & (ell < FIT_ELL[1])
+            ratio = ratio / np.exp(np.mean(np.log(ratio[used])))
+            label = name if latitude == str(LATITUDES[0]) else None
+            axes[0].semilogx(ell, ratio, style, color=f"C{k}", label=label)
+        axes[1].semilogx(ell, each["EE/BB"], style, color="k", label=f"|b| > {latitude}°")
+        axes[2].semilogx(ell, each["TE by band"], style, color="k")
+    power = asked["slopes"][1] - asked["slopes"][2]
+    axes[1].semilogx(ell, asked["EE/BB at 80"] * (ell / PIVOT) ** power, color="C3", label="asked")
+    axes[2].axhline(asked["TE"], color="C3")
+    axes[0].axhspan(0.9, 1.1, color="0.9", zorder=0)
+    titles = ("$D_\\ell$ over the slope asked for", "EE/BB", "TE / $\\sqrt{TT\\,EE}$")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="$\\ell$")
+    axes[0].legend()
+    axes[1].legend()
+    return drawn
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of what comes out.")],
+    nside: Annotated[int, typer.Option(min=128, help="Of the skies.")] = 512,
+    seeds: Annotated[int, typer.Option(min=1, help="Skies to average.")] = 5,
+    weights: Annotated[str, typer.Option(help="Shipped weights, or a model card.")] = "default",
+) -> None:
+    """Measure the spectra of full skies on three parts of the sky."""
+    console = Console()
+    writable_folder(out)
+    report = measure(nside, seeds, weights, console)
+    with atomic_write(out / "spectra.json") as partial:
+        partial.write_text(json.dumps(report, indent=1))
+    with atomic_write(out / "spectra.png") as partial:
+        figure(report).savefig(partial, format="png", dpi=120)
+    console.print(table(report))
+    ratios = ", ".join(f"{r:.4f}" for r in report["power below 40 over the template's"])
+    console.print(f"Power below l = {LARGE_ELL} over the template's, T, E, B: {ratios}")
+
+
+if __name__ == "__main__":
+    app()

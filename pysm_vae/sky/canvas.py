@@ -1,0 +1,218 @@
+"""Drawing on a chart: octave after octave of one continuous plane, from latents that have places.
+
+What is drawn in a cell depends on latents within a fixed reach of it, and a cell's latents on its
+place and the seed alone. So a plane can be drawn in blocks that fit together without a seam, only
+where it is wanted, and each block is the same whatever else is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pysm_vae.sky.tiling import CELLS
+from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
+
+#: Pixels a side of the blocks in which grids are refined, coarser ones as a whole. On small blocks
+#: much of the work is for their margins.
+WHOLE = 8 * CELLS
+#: The same from this octave on, where large blocks would draw much that nobody asked for.
+BLOCK = 4 * CELLS
+SMALL_FROM = 5
+
+FIELDS = ("T", "E", "B")
+
+
+class Canvas:
+    """The fields T, E and B of one chart.
+
+    Parameters
+    ----------
+    generator : Generator
+        Draws them.
+    tile : int
+        Number of the chart.
+    seed : int
+        Of the sky. With the chart, the field and the place, it decides the latents.
+    offset : ndarray, shape (CELLS, CELLS), optional
+        What the coarsest map of T is drawn about; with ``gain``, the amplitude of each of its
+        modes, it may come from large scales that are already there.
+    gain : ndarray, shape (CELLS, CELLS // 2 + 1), optional
+        Factor on the coarsest map's own modes of T.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tile: int,
+        seed: int,
+        offset: np.ndarray | None = None,
+        gain: np.ndarray | None = None,
+    ) -> None:
+        self.generator = generator
+        self.tile = tile
+        self.seed = seed
+        self._offset = offset
+        self._gain = gain
+
+    def draw(
+        self, whole: int, depth: int = 0, wanted: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Draw the fields, coarse to fine.
+
+        Parameters
+        ----------
+        whole : int
+            Octaves that are drawn on all of the chart.
+        depth : int
+            Octaves of the finest grid, if it is finer than that.
+        wanted : ndarray of bool, shape (CELLS, CELLS)
+            Cells of which the finest grid is wanted.
+
+        Yields
+        ------
+        ndarray, float32, shape (3, size, size)
+            After 1, 2, … octaves: ``CELLS`` times two to that power pixels a side. Blocks that
+            neither are wanted nor bear on what is are zero.
+        """
+        field = self._coarsest()
+        needed = [np.ones((_blocks(level),) * 2, bool) for level in range(whole)]
+        if depth > whole:
+            needed += _needed(depth, wanted, self.generator.reach)[whole:]
+        for level, blocks in enumerate(needed):
+            field = self._refine(field, level, blocks)
+            yield field
+
+    def _coarsest(self) -> np.ndarray:
+        white = draw_latents([(CELLS, CELLS)], self._keys(0, 0, 0))[0]
+        field = self.generator.coarse_plane(white)
+        if self._gain is not None:
+            waves = np.fft.rfft2(field[0]) * self._gain
+            field[0] = np.fft.irfft2(waves, s=field[0].shape)
+        if self._offset is not None:
+            field[0] += self._offset
+        return field
+
+    def _keys(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
+        # A seed may take more than a word, and zeros at the end do not count: so it comes last.
+        place = octave, row, column, self.seed
+        return [(self.tile, number, *place) for number in range(len(FIELDS))]
+
+    def _refine(self, field: np.ndarray, level: int, blocks: np.ndarray) -> np.ndarray:
+        """One octave more, in the blocks that are needed."""
+        size, reach = field.shape[-1], self.generator.reach
+        block = size // len(blocks)
+        shape = (block, block, self.generator.network.latents)
+        # Whole blocks of latents, as each is drawn from its own key, with room for the margins.
+        drawn: dict[tuple[int, int], np.ndarray] = {}
+        finer = np.zeros((len(FIELDS), 2 * size, 2 * size), np.float32)
+        for row, column in np.argwhere(blocks):
+            places = row * block, column * block
+            latents = np.zeros((len(FIELDS), block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
+            for i, j in _around((row, column), reach, block, len(blocks)):
+                if (i, j) not in drawn:
+                    drawn[i, j] = draw_latents([shape], self._keys(level + 1, i, j))[0]
+                _paste(latents, drawn[i, j], (i * block, j * block), places, reach)
+            coarse = np.zeros(latents.shape[:-1], np.float32)
+            _paste(coarse[..., None], field[..., None], (0, 0), places, reach)
+            found = self.generator.refine(coarse, latents, level, reach)
+            rows = slice(2 * places[0], 2 * (places[0] + block))
+            columns = slice(2 * places[1], 2 * (places[1] + block))
+            finer[:, rows, columns] = found
+            # Blocks come row by row: those two rows up are done with.
+            for key in [key for key in drawn if key[0] < row - 1]:
+                del drawn[key]
+        return finer
+
+
+def mosaic(generator: Generator, tile: int, seed: int) -> np.ndarray:
+    """The fields of one chart, of patches whose size is fixed.
+
+    Neighbours overlap by half, under windows whose squares sum to one.
+
+    Parameters
+    ----------
+    generator : Generator
+        Draws the patches.
+    tile, seed : int
+        As :class:`Canvas`.
+
+    Returns
+    -------
+    ndarray, float32, shape (3, size, size)
+        ``THORNE_DEPTH`` octaves above the cells.
+    """
+    size, step = CELLS << THORNE_DEPTH, generator.size // 2
+    starts = range(-step, size, step)
+    window = np.sin(np.pi * (np.arange(generator.size) + 0.5) / generator.size)
+    window = np.outer(window, window).astype(np.float32)
+    field = np.zeros((len(FIELDS), size + 4 * step, size + 4 * step), np.float32)
+    shapes = generator.latent_shapes()
+    for number in range(len(FIELDS)):
+        for row, y in enumerate(starts):
+            keys = [(tile, number, row, column, seed) for column in range(len(starts))]
+            patches = generator.decode(draw_latents(shapes, keys))
+            for x, patch in zip(starts, patches, strict=True):
+                rows = slice(y + step, y + step + generator.size)
+                field[number, rows, x + step : x + step + generator.size] += window * patch
+    return field[:, step : step + size, step : step + size]
+
+
+def _blocks(level: int) -> int:
+    """Blocks a side of the grid that an octave refines."""
+    size = CELLS << level
+    return max(1, size // (BLOCK if level >= SMALL_FROM else WHOLE))
+
+
+def _needed(depth: int, wanted: np.ndarray, reach: int) -> list[np.ndarray]:
+    """Which blocks of each octave are to be drawn, coarse to fine."""
+    needed: list[np.ndarray] = []
+    for level in reversed(range(depth)):
+        number = _blocks(level)
+        blocks = np.zeros((number, number), bool)
+        if level == depth - 1:
+            for place in np.argwhere(wanted) * number / CELLS:
+                low, high = np.floor(place), np.ceil(place + number / CELLS)
+                blocks[int(low[0]) : int(high[0]), int(low[1]) : int(high[1])] = True
+        else:
+            # The windows of the finer octave's blocks, on this one's grid of finer pixels.
+            size = CELLS << (level + 1)
+            side, window = size // number, size // len(needed[-1])
+            for row, column in np.argwhere(needed[-1]):
+                spans = []
+                for place in (row, column):
+                    first = (place * window - reach) // side
+                    last = ((place + 1) * window + reach - 1) // side
+                    spans.append(slice(max(0, first), last + 1))
+                blocks[tuple(spans)] = True
+        needed.append(blocks)
+    return needed[::-1]
+
+
+def _around(
+    block: tuple[int, int], reach: int, side: int, number: int
+) -> Iterator[tuple[int, int]]:
+    """Blocks that a window of a block with its margins touches."""
+    more = -(-reach // side)
+    for i in range(max(0, block[0] - more), min(number, block[0] + more + 1)):
+        for j in range(max(0, block[1] - more), min(number, block[1] + more + 1)):
+            yield i, j
+
+
+def _paste(
+    window: np.ndarray,
+    source: np.ndarray,
+    corner: tuple[int, int],
+    place: tuple[int, int],
+    reach: int,
+) -> None:
+    """Copy what a window at ``place``, with its margins, sees of a source at ``corner``."""
+    into, out_of = [], []
+    for axis in (0, 1):
+        start = place[axis] - reach
+        low = max(start, corner[axis])
+        high = min(start + window.shape[axis + 1], corner[axis] + source.shape[axis + 1])
+        into.append(slice(low - start, high - start))
+        out_of.append(slice(low - corner[axis], high - corner[axis]))
+    window[:, into[0], into[1]] = source[:, out_of[0], out_of[1]]

@@ -1,0 +1,279 @@
+"""What all skies of one template and one generator have in common, worked out once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import healpy as hp
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+
+from pysm_vae.sky.calibration import (
+    CALIBRATION_NSIDE,
+    PIVOT,
+    Calibrator,
+    Spectrum,
+    latitude_mask,
+    latitude_weight,
+    pattern_power,
+)
+from pysm_vae.sky.canvas import Canvas
+from pysm_vae.sky.charts import Plane, Spectra, spline_values
+from pysm_vae.sky.largescales import LargeScales, finer
+from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling
+from pysm_vae.vae.generator import Generator
+
+#: Seeds of the canvases that are measured; larger than any that would be chosen for a sky. That of
+#: one scatters by 15 %, since its bright places weigh most.
+SEEDS = tuple(range(2**80, 2**80 + 3))
+#: Octaves of the grid on which the small scales are calibrated.
+DEPTH = 3
+#: Multipoles on which the excess of T's spectrum is measured.
+EXCESS_ELL = (110.0, 480.0)
+#: Where the intensity is so many times its median at high latitude, fluctuations start to average
+#: out along the line of sight.
+CROWDED = 10.0
+#: The exponential of T keeps the mean intensity within this width (FWHM, degrees).
+OFFSET_WIDTH = 6.0
+#: Octaves of the grid on which that mean is known.
+OFFSET_DEPTH = 1
+
+
+class Ground:
+    """The calibrated ground that small scales are drawn on.
+
+    Parameters
+    ----------
+    generator : Generator
+        What draws them.
+    template : Template
+        The large scales.
+    spectrum : Spectrum
+        What is asked of the small scales.
+    split : (float, float)
+        Where the template hands over.
+
+    Attributes
+    ----------
+    tiling : Tiling
+        The charts.
+    large : LargeScales
+        The template on them.
+    levels : ndarray, shape (3, len(NODES))
+        D_ℓ of the T, E and B patterns at the nodes, over their power laws.
+    crowded : float
+        The template's i where fluctuations start to average out; see :meth:`crowding`.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        template: Template,
+        spectrum: Spectrum,
+        split: tuple[float, float],
+    ) -> None:
+        self.generator = generator
+        self.spectrum = spectrum
+        self.tiling = Tiling()
+        self.large = LargeScales(template, generator, self.tiling, split)
+        angles = hp.pix2ang(CALIBRATION_NSIDE, np.arange(hp.nside2npix(CALIBRATION_NSIDE)))
+        fields = template.fields(*angles)
+        calm = latitude_mask(CALIBRATION_NSIDE) > 0
+        self.crowded = np.median(fields[0, calm]) + np.log(CROWDED)
+        calibrator = Calibrator(
+            from_log_pol_tens(fields),
+            spectrum,
+            split,
+            self.large.roughness(*angles),
+            self.crowding(fields[0]),
+        )
+        self._spectra = Spectra(generator.spectra)
+        self._deficit = np.ones(CELLS << DEPTH >> 1)
+        self._excess = np.zeros(2)
+        self._gain = _lacking(split)
+        levels = calibrator.temperature()
+        if generator.conditional and levels.any():
+            self._measure(levels, split)
+        self.levels = np.array([levels, *calibrator.polarisation(levels, self.excess)])
+
+    def crowding(self, i: np.ndarray) -> np.ndarray:
+        r"""Factor on the fluctuations where many clouds share a line of sight.
+
+        N independent clouds have relative fluctuations of :math:`1/\sqrt N`, and N grows with the
+        intensity; so :math:`(1 + I/I_0)^{-1/2}`, with :math:`I_0` ten times the template's median
+        at \|b\| > 30 degrees. It also keeps the bright plane's small scales, which its steep
+        profile would spread over all multipoles, out of the large ones.
+
+        Parameters
+        ----------
+        i : ndarray
+            The template's i.
+        """
+        return 1 / np.sqrt(1 + np.exp(i - self.crowded))
+
+    def excess(self, ell: np.ndarray) -> np.ndarray:
+        """Power of what T patterns add to the intensity over that of a faint, blind pattern.
+
+        Patches drawn for the template vary more where it is brighter, as the dust does; such places
+        weigh most in a spectrum of intensity, and the exponential stretches them further. A power
+        law on ``EXCESS_ELL``, constant beyond.
+        """
+        return np.exp(np.polyval(self._excess, np.log(np.clip(ell, *EXCESS_ELL) / PIVOT)))
+
+    def canvas(self, tile: int, seed: int) -> Canvas:
+        """What draws the fields of one chart: T for the template.
+
+        The template lacks power above the split, and a network that is given too smooth a map draws
+        too little for it; so the coarsest map's own modes supply what the taper has taken.
+        """
+        target = self.large.target(tile, 0)
+        return Canvas(self.generator, tile, seed, target, self._gain)
+
+    def offset(self, t: np.ndarray) -> np.ndarray:
+        """What to add to T so that its exponential has unit mean around each place.
+
+        Parameters
+        ----------
+        t : ndarray, shape (size, size)
+            On a chart.
+
+        Returns
+        -------
+        ndarray, shape (CELLS << OFFSET_DEPTH, CELLS << OFFSET_DEPTH)
+        """
+        size = CELLS << OFFSET_DEPTH
+        block = len(t) // size
+        mean = np.exp(t).reshape(size, block, size, block).mean(axis=(1, 3))
+        width = np.radians(OFFSET_WIDTH) / (CELL / 2**OFFSET_DEPTH)
+        return -np.log(scipy.ndimage.gaussian_filter(mean, width / np.sqrt(8 * np.log(2))))
+
+    def filters(self, plane: Plane) -> dict[str, np.ndarray]:
+        """Filters of a plane for T, E, B, and for the part of E that is made of T's field."""
+        power = [
+            pattern_power(plane.ell, level, slope)
+            for level, slope in zip(self.levels, self.spectrum.slopes, strict=True)
+        ]
+        drawn = self._spectra(plane.cycles, plane.depth)
+        for_template = drawn * self._deficit_at(plane.cycles)
+        return {
+            "T": plane.filter(power[0] / self.excess(plane.ell), for_template),
+            "E": plane.filter(power[1], drawn),
+            "B": plane.filter(power[2], drawn),
+            "TE": plane.filter(power[1], for_template),
+        }
+
+    def patterns(
+        self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray
+    ) -> np.ndarray:
+        """Bring T, E, B fields to their spectra, and to T, Q, U spline coefficients.
+
+        Parameters
+        ----------
+        plane : Plane
+            Of the fields.
+        filters : dict
+            What :meth:`filters` has for it.
+        fields : ndarray, shape (3, size, size)
+
+        Returns
+        -------
+        ndarray, float32, shape (3, size, size)
+        """
+        t, e, b = plane.waves(fields)
+        mix = self.spectrum.te_ratio
+        # T and E share a part of one pattern, each with its own slope.
+        e = mix * filters["TE"] * t + np.sqrt(1 - mix**2) * filters["E"] * e
+        return plane.fields(np.stack([filters["T"] * t, *plane.stokes(e, filters["B"] * b)]))
+
+    def _deficit_at(self, cycles: np.ndarray) -> np.ndarray:
+        return np.exp(np.interp(cycles * CELLS, _numbers(), np.log(self._deficit)))
+
+    def _measure(self, levels: np.ndarray, split: tuple[float, float]) -> None:
+        """Measure, at high latitude, how what is drawn for the template differs from the prior's.
+
+        It lacks the large scales, which the template has, and its octaves vary a little more or
+        less: the deficit. And its spectrum in the map is higher: the excess.
+        """
+        plane = Plane(CELLS, DEPTH)
+        ell = plane.ell_of(_numbers() / CELLS)
+        used = (ell > EXCESS_ELL[0]) & (ell < EXCESS_ELL[1])
+        powers = pattern_power(plane.ell, levels, self.spectrum.slopes[0])
+        blind_filter = plane.filter(powers, self._spectra(plane.cycles, DEPTH))
+        waves, charts = [], []
+        drawn, prior, faint = np.zeros((3, len(ell)))
+        for tile in range(self.tiling.ntiles):
+            mask = self._calm(tile)
+            if not mask.any():
+                continue
+            rough, i = self.large.values(tile, DEPTH)
+            crowding = self.crowding(i)
+            # The same latents for every sky: this belongs to the template and the weights.
+            for seed in SEEDS:
+                *_, fields = self.canvas(tile, seed).draw(DEPTH)
+                t, blind = fields[0] - self.large.target(tile, DEPTH), fields[1]
+                drawn += _power(mask * t)
+                prior += _power(mask * blind)
+                blind = spline_values(plane.fields(plane.waves(blind) * blind_filter))
+                faint += _power(mask * np.exp(i) * crowding * rough * blind)
+                waves.append(plane.waves(t))
+                charts.append((mask * np.exp(i), rough, crowding))
+        self._deficit = _smoothed(drawn / prior, ell > 1.2 * split[1])
+        for_template = self._spectra(plane.cycles, DEPTH) * self._deficit_at(plane.cycles)
+        # The exponential depends on the amplitude, so twice.
+        for _ in range(2):
+            response = plane.filter(powers / self.excess(plane.ell), for_template)
+            added = np.zeros(len(ell))
+            for wave, (intensity, rough, crowding) in zip(waves, charts, strict=True):
+                t = spline_values(plane.fields(response * wave)) * rough
+                offset = finer(self.offset(t), 2 ** (DEPTH - OFFSET_DEPTH))
+                added += _power(intensity * np.expm1(crowding * (t + crowding * offset)))
+            log_ell = np.log(ell[used] / PIVOT)
+            ratio = np.log(added[used] / faint[used])
+            # As the logarithm of ell has it, all octaves count alike.
+            self._excess += np.polyfit(log_ell, ratio, 1, w=ell[used] ** -0.5)
+
+    def _calm(self, tile: int) -> np.ndarray:
+        """Mask of high latitudes on a chart's grid, within its window."""
+        size = CELLS << DEPTH
+        vectors = self.tiling.vectors(tile, size).reshape(-1, 3)
+        mask = self.tiling.window(tile, vectors) * latitude_weight(np.arcsin(vectors[:, 2]))
+        return mask.reshape(size, size)
+
+
+@lru_cache(maxsize=4)
+def shared_ground(
+    generator: Generator, template: Template, spectrum: Spectrum, split: tuple[float, float]
+) -> Ground:
+    """The ground of these, worked out at the first call and kept."""
+    return Ground(generator, template, spectrum, split)
+
+
+def _lacking(split: tuple[float, float]) -> np.ndarray:
+    """Amplitude of what the template leaves to the coarsest map's modes."""
+    k = np.hypot(np.fft.fftfreq(CELLS)[:, None], np.fft.rfftfreq(CELLS))
+    return np.sqrt(1 - handover(2 * np.pi * k / CELL, *split) ** 2)
+
+
+def _numbers() -> np.ndarray:
+    """Whole wavenumbers on a chart, in cycles a side."""
+    return np.arange(1, (CELLS << DEPTH) // 2 + 1)
+
+
+def _smoothed(ratio: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """A ratio of spectra, averaged over half an octave where it is ``above`` all steps."""
+    number = np.arange(1, len(ratio) + 1)
+    apart = np.log2(number[:, None] / number[above])
+    # There are as many modes as the wavenumber is high; the last ones are cut.
+    weights = np.exp(-0.5 * (apart / 0.2) ** 2) * number[above] * (number[above] < 0.8 * number[-1])
+    return np.where(above, weights @ ratio[above] / weights.sum(axis=1), ratio)
+
+
+def _power(field: np.ndarray) -> np.ndarray:
+    """Mean power of a field that falls to zero at the edges, about 1, 2, … cycles a side."""
+    size = len(field)
+    k = np.hypot(np.fft.fftfreq(size, 1 / size)[:, None], np.fft.rfftfreq(size, 1 / size))
+    index = np.rint(k).astype(int).ravel()
+    power = np.abs(scipy.fft.rfft2(field)).ravel() ** 2
+    return (np.bincount(index, power) / np.bincount(index))[1 : size // 2 + 1]
