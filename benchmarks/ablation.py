@@ -33,12 +33,13 @@ from common import (
     on_terminal,
     parse_folds,
     read_maps,
+    write_figure,
     write_json,
 )
 from rich.table import Table
 
 from pysm_vae.cli import training_config
-from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.files import writable_folder
 from pysm_vae.vae.generator import Generator, load_generator
 
 if TYPE_CHECKING:
@@ -227,14 +228,13 @@ class FittedPrior(Generator):
         latents: Sequence[np.ndarray],
         coarse: np.ndarray | None = None,
         *,
-        beam: bool = True,
         environment: float | None = None,
     ) -> np.ndarray:
         """Decode standard normal latents, coloured first; see `Generator.decode`."""
         wanted = self.diffuse if environment is None else environment
         prior = self._priors[min(self._priors, key=lambda kind: abs(kind - wanted))]
         latents = [prior[z.shape[1]].colour(z) if z.ndim == 4 else z for z in latents]
-        return super().decode(latents, coarse, beam=beam, environment=environment)
+        return super().decode(latents, coarse, environment=environment)
 
 
 def run_variant(
@@ -386,8 +386,7 @@ def draw(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:
     bar = figure.colorbar(image, ax=axis, ticks=[0.5, 1, 2, 4, 8])
     bar.ax.set_yticklabels(["≤ 0.5", "1", "2", "4", "≥ 8"])
     bar.ax.minorticks_off()
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=110)
+    write_figure(figure, path, dpi=110)
 
 
 @app.command()

@@ -24,6 +24,8 @@ from pysm_vae.vae.generator import Generator, load_generator
 from pysm_vae.vae.patches import PatchSampler, Split, grid_patches, split_regions
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pysm_vae.stats.report import Evaluation
     from pysm_vae.vae.training import TrainingConfig, TrainingMap
 
@@ -358,6 +360,12 @@ def _kept(path: Path, key: dict[str, Any], make: Callable[[], Evaluation]) -> Ev
 def digest(*contents: bytes) -> str:
     """SHA-256 of some bytes."""
     return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def write_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a picture, whole or not at all."""
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png", dpi=dpi)
 
 
 def write_json(values: Any, path: Path) -> None:

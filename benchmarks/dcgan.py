@@ -34,6 +34,7 @@ from common import (
     parse_folds,
     read_maps,
     thorne2021_of,
+    write_figure,
     write_json,
 )
 from rich.table import Table
@@ -490,8 +491,7 @@ def draw(seeds: Sequence[Mapping[str, Any]], samples: Mapping[str, np.ndarray], 
         for panel, patch in zip(row, patches, strict=False):
             panel.imshow(patch, vmin=-2.5, vmax=2.5, cmap="inferno", origin="lower")
         row[0].set_ylabel(name.replace("_", " "))
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=90)
+    write_figure(figure, path, dpi=90)
 
 
 def run_fold(

@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import healpy as hp
 import numpy as np
 import typer
+from common import write_figure, write_json
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.files import writable_folder
 from pysm_vae.sky.canvas import FIELDS
 from pysm_vae.sky.smallscales import SmallScales
 from pysm_vae.sky.templates import load_template
@@ -225,10 +225,8 @@ def main(
     console = Console()
     writable_folder(out)
     report = measure(weights, nside, seeds, console)
-    with atomic_write(out / "seams.json") as partial:
-        partial.write_text(json.dumps(report, indent=1))
-    with atomic_write(out / "seams.png") as partial:
-        figure(report).savefig(partial, format="png", dpi=120)
+    write_json(report, out / "seams.json")
+    write_figure(figure(report), out / "seams.png")
     console.print(table(report))
 
 

@@ -33,6 +33,7 @@ import pysm3
 import pysm3.units as u
 import typer
 from astropy.io import fits
+from common import write_figure, write_json
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -41,8 +42,8 @@ from rich.table import Table
 from scipy import sparse
 
 from pysm_vae import Generator, VAEDust, load_generator
-from pysm_vae.files import atomic_write, writable_folder
-from pysm_vae.sky.charts import Plane
+from pysm_vae.files import writable_folder
+from pysm_vae.sky.planes import Plane
 from pysm_vae.sky.templates import load_template
 from pysm_vae.sky.tiling import Tiling
 
@@ -332,7 +333,7 @@ def stage_of(module: str, function: str) -> str:
     return {
         "generator": "decode",
         "networks": "decode",
-        "charts": "Fourier",
+        "planes": "Fourier",
         "tiling": "project",
         "smallscales": "project",
         "canvas": "decode",
@@ -735,10 +736,8 @@ def main(
             if n <= peer:
                 console.print(f"nside {n}: emission")
                 skies["emission"] = measure_emission(n, files, repeats)
-            with atomic_write(out / "sky.json") as partial:
-                partial.write_text(json.dumps(report, indent=1))
-    with atomic_write(out / "sky.png") as partial:
-        figure(report).savefig(partial, format="png", dpi=120)
+            write_json(report, out / "sky.json")
+    write_figure(figure(report), out / "sky.png")
     for each in tables(report):
         console.print(each)
     first = report["first map"]

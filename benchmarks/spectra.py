@@ -7,20 +7,20 @@ spectra.png.
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import healpy as hp
 import numpy as np
 import typer
+from common import write_figure, write_json
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from pysm_vae import VAEDust
-from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.files import writable_folder
 from pysm_vae.sky.calibration import PIVOT, Spectrum, latitude_weight
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -190,10 +190,8 @@ def main(
     console = Console()
     writable_folder(out)
     report = measure(nside, seeds, weights, console)
-    with atomic_write(out / "spectra.json") as partial:
-        partial.write_text(json.dumps(report, indent=1))
-    with atomic_write(out / "spectra.png") as partial:
-        figure(report).savefig(partial, format="png", dpi=120)
+    write_json(report, out / "spectra.json")
+    write_figure(figure(report), out / "spectra.png")
     console.print(table(report))
     ratios = ", ".join(f"{r:.4f}" for r in report["power below 40 over the template's"])
     console.print(f"Power below l = {LARGE_ELL} over the template's, T, E, B: {ratios}")

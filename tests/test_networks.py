@@ -49,8 +49,8 @@ def inputs(patches: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def normals(rng, network, size: int, n: int = 3, depth: int | None = None) -> list[np.ndarray]:
-    shapes = network.latent_shapes(size, depth)
+def normals(rng, network, size: int, n: int = 3) -> list[np.ndarray]:
+    shapes = network.latent_shapes(size)
     return [rng.standard_normal((n, *shape)).astype(np.float32) for shape in shapes]
 
 
@@ -219,7 +219,6 @@ def test_thorne2021_refuses_sizes(size):
 
 def test_latent_shapes(octave, thorne):
     assert octave.latent_shapes(16) == [(16,), (4, 4, 2), (8, 8, 2)]
-    assert octave.latent_shapes(24, depth=3) == [(9,), (3, 3, 2), (6, 6, 2), (12, 12, 2)]
     for size in (18, 4):
         with pytest.raises(ValueError, match="multiple of 4"):
             octave.latent_shapes(size)
@@ -252,35 +251,51 @@ def test_octave_encodes_the_coarsest_map_exactly(octave, patches):
     np.testing.assert_allclose(block_means(decoded, 4), block_means(patches, 4), atol=1e-3)
 
 
-@pytest.mark.parametrize("beam", [True, False])
+def octaves_of(rng, network, grid: int, depth: int, n: int = 3) -> list[np.ndarray]:
+    """Latents of so many octaves of a coarse map."""
+    shapes = [(n, grid << i, grid << i, network.latents) for i in range(depth)]
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def refined(network, coarse: np.ndarray, latents: list[np.ndarray]) -> np.ndarray:
+    """As skies are drawn: octave after octave."""
+    for level, latent in enumerate(latents):
+        coarse = np.asarray(network.refine(coarse, latent, np.zeros(len(coarse), "f4"), level))
+    return coarse
+
+
+@pytest.mark.parametrize("on_sky", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_octave_keeps_the_coarse_map(octave, rng, beam, depth):
+def test_octave_keeps_the_coarse_map(octave, rng, on_sky, depth):
     coarse = rng.standard_normal((3, 4, 4)).astype(np.float32)
-    latents = normals(rng, octave, 4 << depth, depth=depth)[1:]
-    drawn = np.asarray(octave.decode(latents, coarse=coarse, beam=beam))
+    latents = octaves_of(rng, octave, 4, depth)
+
+    def draw(latents: list[np.ndarray]) -> np.ndarray:
+        if on_sky:
+            return refined(octave, coarse, latents)
+        return np.asarray(octave.decode(latents, coarse=coarse))
+
+    drawn = draw(latents)
     assert drawn.shape == (3, 4 << depth, 4 << depth)
     np.testing.assert_allclose(block_means(drawn, 1 << depth), coarse, atol=1e-5)
     # It is not just the coarse map again, and other latents give another patch.
     assert np.std(drawn - np.kron(coarse, np.ones((1 << depth, 1 << depth)))) > 0.01
-    other = octave.decode([-z for z in latents], coarse=coarse, beam=beam)
-    assert np.std(drawn - np.asarray(other)) > 0.01
+    assert np.std(drawn - draw([-z for z in latents])) > 0.01
 
 
-def test_octaves_without_beam_do_not_depend_on_those_that_follow(octave, rng):
-    latents = normals(rng, octave, 64, depth=4)
-    fine = np.asarray(octave.decode(latents, beam=False))
-    for drop in (1, 2, 3):
-        coarser = np.asarray(octave.decode(latents[:-drop], beam=False))
-        np.testing.assert_allclose(block_means(fine, 1 << drop), coarser, atol=1e-4)
-    # With the beam the last octave is another one than when more follow.
-    beamed = np.asarray(octave.decode(latents, beam=True))
-    shorter = np.asarray(octave.decode(latents[:-1], beam=True))
-    assert np.abs(block_means(beamed, 2) - shorter).max() > 0.01
+def test_beams_octave_is_the_last(octave, rng):
+    """With the beam the last octave is another one than when more follow."""
+    coarse = rng.standard_normal((3, 4, 4)).astype(np.float32)
+    latents = octaves_of(rng, octave, 4, 4)
+    drawn = np.asarray(octave.decode(latents, coarse=coarse))
+    shorter = np.asarray(octave.decode(latents[:-1], coarse=coarse))
+    assert np.abs(block_means(drawn, 2) - shorter).max() > 0.01
 
 
-def test_one_octave_decodes_without_beam(rng):
+def test_one_octave_refines_again_and_again(rng):
     network = build_network("octave", **(NETWORK | {"octaves": 1}))
-    assert network.decode(normals(rng, network, 8, depth=2), beam=False).shape == (3, 8, 8)
+    coarse = rng.standard_normal((3, 4, 4)).astype(np.float32)
+    assert refined(network, coarse, octaves_of(rng, network, 4, 2)).shape == (3, 16, 16)
 
 
 def test_coarsest_map_has_its_variogram(octave):
@@ -550,7 +565,7 @@ def test_refine_reaches_no_further_than_it_says(lively, rng):
 
 
 @pytest.mark.parametrize(("level", "octave"), [(0, 3), (2, 1), (3, 1), (7, 1)])
-def test_refine_is_what_decode_runs_without_beam(lively, rng, level, octave):
+def test_refine_runs_the_step_of_its_octave(lively, rng, level, octave):
     """The step of each level is that of its octave, and the finest is left to the beam."""
     coarse = rng.standard_normal((1, 12, 12)).astype(np.float32)
     latents = rng.standard_normal((1, 12, 12, 6)).astype(np.float32)

@@ -19,8 +19,8 @@ from pysm_vae.sky.calibration import (
     pattern_power,
 )
 from pysm_vae.sky.canvas import Canvas
-from pysm_vae.sky.charts import Plane, Spectra, spline_values
 from pysm_vae.sky.largescales import LargeScales, finer
+from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling
 from pysm_vae.vae.generator import Generator
@@ -208,7 +208,7 @@ class Ground:
             if not mask.any():
                 continue
             rough, i = self.large.values(tile, DEPTH)
-            crowding = self.crowding(i)
+            crowding, intensity = self.crowding(i), mask * np.exp(i)
             # The same latents for every sky: this belongs to the template and the weights.
             for seed in SEEDS:
                 *_, fields = self.canvas(tile, seed).draw(DEPTH)
@@ -216,9 +216,9 @@ class Ground:
                 drawn += _power(mask * t)
                 prior += _power(mask * blind)
                 blind = spline_values(plane.fields(plane.waves(blind) * blind_filter))
-                faint += _power(mask * np.exp(i) * crowding * rough * blind)
+                faint += _power(intensity * crowding * rough * blind)
                 waves.append(plane.waves(t))
-                charts.append((mask * np.exp(i), rough, crowding))
+                charts.append((intensity, rough, crowding))
         self._deficit = _smoothed(drawn / prior, ell > 1.2 * split[1])
         for_template = self._spectra(plane.cycles, DEPTH) * self._deficit_at(plane.cycles)
         # The exponential depends on the amplitude, so twice.

@@ -84,7 +84,7 @@ class LargeScales:
         Returns
         -------
         ndarray, float32, shape (CELLS << depth, CELLS << depth)
-                In the network's units; zero if the generator is not conditional.
+            In the network's units; zero if the generator is not conditional.
         """
         key = tile, depth
         if key not in self._targets:
@@ -112,17 +112,14 @@ class LargeScales:
 
     def _measure_roughness(self, generator: Generator, split: tuple[float, float]) -> None:
         lmax = self.template.lmax
-        ell = np.arange(lmax + 1)
-        high_pass = -np.expm1(-0.5 * (ell / GEOMETRY_ELL) ** 2)
-        self._texture = hp.almxfl(self.template.alm[0], high_pass)
+        self._texture = hp.almxfl(self.template.alm[0], _high_pass(np.arange(lmax + 1)))
         found = hp.alm2map(self._texture, NSIDE)
         square = hp.smoothing(found**2, fwhm=np.radians(ROUGHNESS_WIDTH), lmax=2 * NSIDE, iter=1)
         # Of the network's maps, as far as the template reaches.
         power = generator.coarse_power(CELLS)
         k = np.fft.fftfreq(CELLS)
         mode = 2 * np.pi * np.hypot(*np.meshgrid(k, k)) / CELL
-        has = handover(mode, *split) * -np.expm1(-0.5 * (mode / GEOMETRY_ELL) ** 2)
-        own = np.mean(power * has**2)
+        own = np.mean(power * (handover(mode, *split) * _high_pass(mode)) ** 2)
         # Ringing of the smoothing must not make it negative.
         self._roughness = np.sqrt(np.maximum(square, 1e-4 * np.median(square)) / own)
         self._median = np.median(self._roughness)
@@ -141,6 +138,11 @@ class LargeScales:
             texture = Template(name="texture", alm=alm).fields(theta, phi)[0]
             target = texture / hp.get_interp_val(self._roughness, theta, phi)
         return np.stack([rough, i, *frame, target]).reshape(5, self.size, self.size)
+
+
+def _high_pass(ell: np.ndarray) -> np.ndarray:
+    """Amplitude of what is taken for texture at multipoles."""
+    return -np.expm1(-0.5 * (ell / GEOMETRY_ELL) ** 2)
 
 
 def spline(field: np.ndarray) -> np.ndarray:

@@ -18,7 +18,9 @@ import scipy.ndimage
 
 from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import mosaic
-from pysm_vae.sky.charts import (
+from pysm_vae.sky.ground import DEPTH, shared_ground
+from pysm_vae.sky.largescales import spline
+from pysm_vae.sky.planes import (
     BLOCK_CELLS,
     COARSE_DEPTH,
     CUT,
@@ -27,8 +29,6 @@ from pysm_vae.sky.charts import (
     Plane,
     spline_values,
 )
-from pysm_vae.sky.ground import DEPTH, shared_ground
-from pysm_vae.sky.largescales import spline
 from pysm_vae.sky.templates import SPLIT, Template
 from pysm_vae.sky.tiling import BLOCK, CELL, CELLS, axis, spline_values_at
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator

@@ -49,7 +49,7 @@ import numba
 import numpy as np
 
 #: Side of a cell in radians, at the centre of a chart: with 16 pixels a cell, the patterns of
-#: nside 512 end where the chart's grid does (see :mod:`pysm_vae.sky.charts`).
+#: nside 512 end where the chart's grid does (see :mod:`pysm_vae.sky.planes`).
 CELL = 0.03344
 #: Cells along the side of a chart. The windows need 42.4; the rest keeps the edges' effects away.
 CELLS = 45
@@ -300,8 +300,9 @@ class Tiling:
         self.overlap = float(overlap)
         self.centres, self.easts, self.norths = _axes()
         self.ntiles = len(self.centres)
-        # Beyond a corner of its pentagon, where three charts meet at 120°, a chart's distance
-        # grows by one and a half of what it is farther from the corner. 0.4 more for the sphere.
+        # Straight on beyond a corner of its pentagon, where three charts meet at 120°, the chart's
+        # centre gets farther than its neighbours' by one and a half times the way; on a sphere by a
+        # little less, hence the tenth.
         corner = math.acos(math.sqrt((5 + 2 * math.sqrt(5)) / 15))
         self.radius = corner + 1.1 * math.radians(self.overlap) / 1.5
 

@@ -139,21 +139,15 @@ class Generator:
         """Mean power of what is drawn on planes: see :func:`measure_spectra`."""
         return self.card["spectra"]
 
-    def latent_shapes(
-        self, size: int | None = None, depth: int | None = None
-    ) -> list[tuple[int, ...]]:
-        """Shapes of the latents of one patch of ``size`` pixels a side, coarse to fine.
-
-        ``depth`` is the number of octaves drawn (default: those of the training).
-        """
-        return self.network.latent_shapes(self.size if size is None else size, depth)
+    def latent_shapes(self, size: int | None = None) -> list[tuple[int, ...]]:
+        """Shapes of the latents of one patch of ``size`` pixels a side, coarse to fine."""
+        return self.network.latent_shapes(self.size if size is None else size)
 
     def decode(
         self,
         latents: Sequence[np.ndarray],
         coarse: np.ndarray | None = None,
         *,
-        beam: bool = True,
         environment: float | None = None,
     ) -> np.ndarray:
         """Decode latents in batches.
@@ -165,8 +159,6 @@ class Generator:
             the latents of the octaves finer than it.
         coarse : ndarray, shape (n, m, m), optional
             Standardised block means to draw the finer octaves for.
-        beam : bool
-            See :meth:`pysm_vae.vae.networks.Octave.decode`; no effect on ``thorne2021``.
         environment : float, optional
             From 0, diffuse sky, to 1, molecular clouds; by default :attr:`diffuse`. No effect on
             ``thorne2021``.
@@ -184,7 +176,7 @@ class Generator:
         inputs += [np.asarray(latent, np.float32) for latent in latents]
         if coarse is not None:
             inputs.append(np.asarray(coarse, np.float32))
-        function = self._function(coarse is not None, beam)
+        function = self._function(coarse is not None)
         batches = []
         for start in range(0, n, BATCH):
             chunk = [array[start : start + BATCH] for array in inputs]
@@ -257,7 +249,9 @@ class Generator:
         ndarray, float32, shape (n, 2 (rows - 2 margin), 2 (columns - 2 margin))
         """
         self._check_conditional()
-        function = self._refining(min(level, self.network.octaves), margin)
+        # From there on the same step draws every octave.
+        repeated = max(self.network.octaves - 2, 0)
+        function = self._refining(min(level, repeated), margin)
         return np.asarray(function(coarse, latents))
 
     @property
@@ -383,19 +377,17 @@ class Generator:
                 "use an 'octave' network"
             )
 
-    def _function(self, conditional: bool, beam: bool) -> Any:
-        key = (conditional, beam)
+    def _function(self, conditional: bool) -> Any:
+        key = ("decode", conditional)
         if key not in self._functions:
             import tensorflow as tf
 
             network = self.network
-            options = {"beam": beam} if self.conditional else {}
 
             def decode(environment: Any, *inputs: Any) -> Any:
                 latents = list(inputs)
-                if conditional:
-                    options["coarse"] = latents.pop()
-                return network.decode(latents, environment=environment, **options)
+                coarse = {"coarse": latents.pop()} if conditional else {}
+                return network.decode(latents, environment=environment, **coarse)
 
             # A plain graph: XLA is several times slower for these convolutions on a CPU.
             self._functions[key] = tf.function(decode, jit_compile=False)
@@ -426,13 +418,15 @@ def draw_latents(
     shapes : sequence of tuple
         Shapes of the latents of one patch.
     keys : sequence of tuple of int
-        One key a patch, such as (seed, level, tile, field). The same key always gives the same
+        One key a patch, such as (seed, number). The same key always gives the same
         latents, whatever else is drawn (Philox, a counter-based generator: Salmon et al. 2011).
 
     Returns
     -------
     list of ndarray, float32, each (len(keys), *shape)
     """
+    from pysm_vae.stats.spectra import fft_workers
+
     latents = [np.empty((len(keys), *shape), np.float32) for shape in shapes]
 
     def fill(i: int) -> None:
@@ -440,7 +434,8 @@ def draw_latents(
         for latent in latents:
             rng.standard_normal(dtype=np.float32, out=latent[i])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    workers = fft_workers()
+    with ThreadPoolExecutor(os.cpu_count() if workers < 0 else workers) as pool:
         list(pool.map(fill, range(len(keys))))
     return latents
 

@@ -85,11 +85,8 @@ class PatchVAE(keras.Model, ABC):
         return list(dict.fromkeys([*super().metrics, *self.trackers.values()]))
 
     @abstractmethod
-    def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
-        """Shapes of the standard normal latents that make one patch of ``size`` pixels a side.
-
-        ``depth``, for networks that have octaves, is how many of them are drawn from latents.
-        """
+    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
+        """Shapes of the standard normal latents that make one patch of ``size`` pixels a side."""
 
     @abstractmethod
     def encode(self, patches: Any) -> list[tuple[Any, Any]]:
@@ -212,9 +209,8 @@ class Thorne2021(PatchVAE):
         """Hyperparameters, as :func:`build_network` takes them."""
         return {"size": self.size, "latents": self.latents}
 
-    def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
+    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
         """See :meth:`PatchVAE.latent_shapes`; the size is fixed by the dense layers."""
-        del depth
         if size != self.size:
             raise ValueError(
                 f"these thorne2021 weights make patches of {self.size} pixels a side, not {size}: "
@@ -633,21 +629,20 @@ class Octave(PatchVAE):
             found.append(_box(part, window) * np.sqrt(count)[..., None].astype(np.float32))
         return found
 
-    def latent_shapes(self, size: int, depth: int | None = None) -> list[tuple[int, ...]]:
+    def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
         """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave in turn."""
-        depth = self.octaves if depth is None else depth
-        step = 2**depth
+        step = 2**self.octaves
         if size < 2 * step or size % step:
             raise ValueError(
-                f"{depth} octaves need a patch size that is a multiple of {step}, "
+                f"{self.octaves} octaves need a patch size that is a multiple of {step}, "
                 f"at least {2 * step}; got {size}"
             )
         if size > MAX_GRID * step:
             raise ValueError(
-                f"a patch of {size} pixels has too large a coarsest map: {depth} octaves make "
-                f"patches of {MAX_GRID * step} pixels at most"
+                f"a patch of {size} pixels has too large a coarsest map: {self.octaves} octaves "
+                f"make patches of {MAX_GRID * step} pixels at most"
             )
-        grids = [size // step * 2**i for i in range(depth)]
+        grids = [size // step * 2**i for i in range(self.octaves)]
         return [(grids[0] ** 2,)] + [(grid, grid, self.latents) for grid in grids]
 
     def top_matrix(self, grid: int) -> Any:
@@ -713,7 +708,6 @@ class Octave(PatchVAE):
         training: bool = False,
         environment: Any = None,
         coarse: Any = None,
-        beam: bool = True,
     ) -> Any:
         """See :meth:`PatchVAE.decode`.
 
@@ -727,10 +721,11 @@ class Octave(PatchVAE):
             From 0, diffuse sky (the default), to 1, molecular clouds.
         coarse : tensor, shape (n, m, m), optional
             Standardised block means to start from; each octave's latents given double it.
-        beam : bool
-            Whether the last octave is the one that the beam of the training maps has dimmed. If
-            not, any number of octaves can follow each other, each as sharp as the one before, and
-            the first ones do not depend on how many follow.
+
+        Notes
+        -----
+        The last octave is the one that the beam of the training maps has dimmed; :meth:`refine`
+        draws octaves that are each as sharp as the one before.
         """
         del training
         if coarse is None:
@@ -741,11 +736,8 @@ class Octave(PatchVAE):
         field = coarse[..., None]
         environment = _environments(coarse, environment)
         for i, latent in enumerate(latents):
-            if beam:
-                octave = min(len(latents) - 1 - i, self.octaves - 1)
-                field = self._refined(field, latent, environment, octave)
-            else:
-                field = self.refine(field[..., 0], latent, environment, i)[..., None]
+            octave = min(len(latents) - 1 - i, self.octaves - 1)
+            field = self._refined(field, latent, environment, octave)
         return field[..., 0]
 
     def refine(

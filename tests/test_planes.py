@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from pysm_vae.sky.charts import (
+from pysm_vae.sky.coupling import Coupling
+from pysm_vae.sky.planes import (
     BLOCK_CELLS,
     COARSE_DEPTH,
     HALO_CELLS,
@@ -19,7 +20,6 @@ from pysm_vae.sky.charts import (
     bspline_response,
     spline_values,
 )
-from pysm_vae.sky.coupling import Coupling
 from pysm_vae.sky.tiling import CELL, CELLS
 from pysm_vae.stats.spectra import radial_spectrum
 
