@@ -38,7 +38,7 @@ from common import (
 )
 from rich.table import Table
 
-from pysm_vae.cli import training_config
+from pysm_vae.cli.learning import training_config
 from pysm_vae.files import writable_folder
 from pysm_vae.vae.generator import Generator, load_generator
 

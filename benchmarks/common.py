@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from pysm_vae import stats
-from pysm_vae.cli import parse_map, training_maps
+from pysm_vae.cli.learning import parse_map, training_maps
 from pysm_vae.files import atomic_write
 from pysm_vae.vae.generator import Generator, load_generator
 from pysm_vae.vae.patches import PatchSampler, Split, grid_patches, split_regions

@@ -39,7 +39,7 @@ from common import (
 )
 from rich.table import Table
 
-from pysm_vae.cli import training_config
+from pysm_vae.cli.learning import training_config
 from pysm_vae.files import atomic_write, writable_folder
 from pysm_vae.stats.spectra import ell_bins, flat_spectrum, fundamental, nyquist, standardise
 from pysm_vae.vae.generator import BATCH, Generator, load_generator

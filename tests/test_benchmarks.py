@@ -19,7 +19,7 @@ from astropy.io import fits
 from synthetic import NETWORK, SIZE, field, make_card, make_generator, make_map, make_network
 from typer.testing import CliRunner
 
-from pysm_vae.cli import DEFAULTS
+from pysm_vae.cli.learning import DEFAULTS
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import load_template, to_log_pol_tens
 from pysm_vae.stats import report

@@ -18,14 +18,9 @@ from typer.testing import CliRunner
 
 import pysm_vae.simulate
 import pysm_vae.vae.download
-from pysm_vae.cli import (
-    MapArgument,
-    app,
-    parse_band,
-    parse_map,
-    training_config,
-    training_maps,
-)
+from pysm_vae.cli import app
+from pysm_vae.cli.learning import MapArgument, parse_map, training_config, training_maps
+from pysm_vae.cli.sky import parse_band
 
 BASE = ("simulate", "--nside", "16", "--freq", "353")
 

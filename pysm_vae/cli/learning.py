@@ -1,51 +1,23 @@
-"""The command ``pysm-vae``. Thin: each subcommand reads its options and calls one function.
-
-The rooms are imported inside the subcommands, so that ``--help`` does not wait for them.
-"""
+"""Subcommands that fetch maps, train networks and judge what they make."""
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pysm_vae.cli.app import Debug, app, on_terminal, progress_bars, reported, without_native_notes
+
 if TYPE_CHECKING:
     import numpy as np
 
-    from pysm_vae.simulate import Progress
     from pysm_vae.stats.report import CandidateSky
     from pysm_vae.vae.training import TrainingConfig, TrainingMap
-
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help="Non-Gaussian Galactic dust for PySM 3, learned from Planck.",
-    epilog="Start with: `pysm-vae simulate --nside 128 --freq 353 --out maps`. "
-    "Each command has its own --help.",
-)
-
-# Bad arguments and inputs; whatever else goes wrong exits with 1.
-_BAD_INPUT = (
-    ValueError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-)
 
 #: What works for each architecture; options of the command take the place of these.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -80,190 +52,6 @@ class Architecture(str, Enum):
 
     octave = "octave"
     thorne2021 = "thorne2021"
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
-
-
-@contextmanager
-def _reported(debug: bool) -> Iterator[None]:
-    """Turn exceptions into one readable line and an exit code."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        from pysm_vae.mpi import LaunchError, RankError
-
-        if isinstance(error, RankError):
-            # The rank that failed says why, and all leave with the same code.
-            raise typer.Exit(2 if issubclass(error.kind, _BAD_INPUT) else 1) from None
-        if debug:
-            traceback.print_exc()
-        known = isinstance(error, (*_BAD_INPUT, OSError, LaunchError))
-        text = _one_line(error)
-        if not known:
-            text = f"{type(error).__name__}: {text} (--debug shows where)"
-        typer.echo(f"pysm-vae: error: {text}", err=True)
-        raise typer.Exit(2 if isinstance(error, _BAD_INPUT) else 1) from None
-
-
-@contextmanager
-def _without_native_notes(debug: bool) -> Iterator[None]:
-    """Keep TensorFlow's start-up notes away from the terminal.
-
-    Its libraries write them straight to file descriptor 2, and no setting silences all of them.
-    What Python writes to standard error still gets there; with ``debug`` everything does.
-    """
-    if debug:
-        yield
-        return
-    shown = sys.stderr
-    shown.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as sink, os.fdopen(os.dup(2), "w", buffering=1) as real:
-        if shown is sys.__stderr__:
-            sys.stderr = real
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            sys.stderr = shown
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        name = f": {str(error.filename)!r}" if error.filename else ""
-        text = f"{error.strerror}{name}"
-        if error.errno == errno.ENOSPC and error.filename:
-            text += " (free some space, or name another folder)"
-    return " ".join(text.split())
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"pysm-vae {version('pysm_vae')}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Non-Gaussian Galactic dust for PySM 3, learned from Planck."""
-
-
-@app.command()
-def simulate(
-    nside: Annotated[int, typer.Option(help="HEALPix resolution, a power of two.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to; made if need be.")],
-    freq: Annotated[
-        list[float] | None, typer.Option(help="Frequency in GHz. Repeat for more maps.")
-    ] = None,
-    band: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LOW:HIGH", help="Top-hat bandpass in GHz. Repeat for more."),
-    ] = None,
-    bandpass: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Text file of a bandpass: GHz and weight (power, Jy/sr) in two columns, # for "
-            "comments. Repeat for more."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which sky.")] = 0,
-    unit: Annotated[
-        str, typer.Option(help="uK_CMB, uK_RJ, K_CMB, MJy/sr, or what else PySM converts to.")
-    ] = "uK_CMB",
-    preset: Annotated[
-        str, typer.Option(help="vae0: offline; vae1: on PySM's d10 (fetched once by PySM).")
-    ] = "vae0",
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="Large scales, in place of the preset's: embedded, a PySM dust preset such as "
-            "d10, or a FITS file of I, Q, U."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Network, in place of the preset's: octave, thorne2021, or the .json card of "
-            "your own training."
-        ),
-    ] = None,
-    region: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LON,LAT,RADIUS|FILE",
-            help="Only a part of the sky: a disc in Galactic degrees, or a FITS mask that is not "
-            "0 there. Writes partial maps.",
-        ),
-    ] = None,
-    figure: Annotated[bool, typer.Option(help="Also draw a picture.")] = True,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there already.")
-    ] = False,
-    debug: Debug = False,
-) -> None:
-    """Make maps of I, Q and U, and a picture of them.
-
-    One HEALPix FITS file (RING, Galactic, COSMO convention) a channel, that
-    `healpy.read_map(file, field=(0, 1, 2))` reads. The seed, the weights' hash and the versions are
-    in its header. The same seed gives the same sky at every nside, frequency and unit.
-
-    Three frequencies; then a top-hat band and one from a table:
-
-    `pysm-vae simulate --nside 128 --freq 95 --freq 150 --freq 353 --seed 7 --out maps`
-
-    `pysm-vae simulate --nside 512 --band 140:160 --bandpass detector.txt --unit K_CMB --out maps`
-
-    Part of the sky; then all of it, shared by four processes (needs `pysm_vae[mpi]`):
-
-    `pysm-vae simulate --nside 2048 --freq 353 --region 110,-38,10 --out maps`
-
-    `mpiexec -n 4 pysm-vae simulate --nside 2048 --freq 353 --out maps`
-    """
-    with _reported(debug):
-        from pysm_vae.channels import Channel
-        from pysm_vae.mpi import agreed, share_cores, world
-        from pysm_vae.simulate import simulate as make_maps
-
-        ranks = world()
-        with agreed(ranks):
-            channels = [Channel.at(f) for f in freq or ()]
-            channels += [Channel.top_hat(*parse_band(text)) for text in band or ()]
-            channels += [Channel.from_file(path) for path in bandpass or ()]
-            if not channels:
-                raise ValueError("nothing to map: give --freq, --band or --bandpass at least once")
-        if ranks is not None:
-            share_cores(ranks)
-        first = ranks is None or ranks.rank == 0
-        labels = {"charts": "drawing the sky", "channels": "writing maps"} if first else {}
-        with _without_native_notes(debug), _progress(labels) as progress:
-            files = make_maps(
-                out,
-                nside=nside,
-                channels=channels,
-                preset=preset,
-                template=template,
-                weights=weights,
-                seed=seed,
-                unit=unit,
-                region=region,
-                figure=figure,
-                overwrite=overwrite,
-                progress=progress,
-                mpi_comm=ranks,
-            )
-        for file in files if first else ():
-            typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -339,8 +127,8 @@ def train(
     Then make maps with `pysm-vae simulate --weights mine/octave.json` and the other options, or
     `VAEDust(weights="mine/octave.json")` in Python.
     """
-    with _reported(debug):
-        with _without_native_notes(debug):
+    with reported(debug):
+        with without_native_notes(debug):
             from pysm_vae.vae.training import train as run_training
         from pysm_vae.vae.patches import split_regions
 
@@ -363,7 +151,7 @@ def train(
         for part in ("train", "validation", "test"):
             typer.echo(f"{part}: {', '.join(getattr(split, part)) or 'none'}")
         card = run_training(
-            skies, split, out, config, tensorboard=tensorboard, progress=_on_terminal()
+            skies, split, out, config, tensorboard=tensorboard, progress=on_terminal()
         )
         typer.echo(f"card: {card}")
         typer.echo(f'in Python: pysm_vae.VAEDust(nside=128, weights="{card}")')
@@ -444,8 +232,8 @@ def evaluate(
 
     `pysm-vae evaluate --map ... --region ... --candidate d10=pysm_d10.fits@2.5 --out report`
     """
-    with _reported(debug):
-        with _without_native_notes(debug):
+    with reported(debug):
+        with without_native_notes(debug):
             from pysm_vae.stats.report import evaluate_to_folder
         from rich.console import Console
 
@@ -455,7 +243,7 @@ def evaluate(
             raise ValueError(f"--card needs the path of a model card as --weights, not {weights!r}")
         peers = read_candidates(candidate or (), min_latitude=min_latitude)
         skies = training_maps([parse_map(text) for text in maps], min_latitude=min_latitude)
-        with _progress({"two_sample": "two-sample tests"}) as progress:
+        with progress_bars({"two_sample": "two-sample tests"}) as progress:
             result = evaluate_to_folder(
                 weights,
                 skies,
@@ -469,7 +257,7 @@ def evaluate(
                 seed=seed,
                 progress=progress,
             )
-        Console(width=None if _on_terminal() else 140).print(result.table())
+        Console(width=None if on_terminal() else 140).print(result.table())
         for note in result.notes:
             typer.echo(note)
         typer.echo(f"report: {out / 'evaluation.html'}")
@@ -487,26 +275,10 @@ def download(
 
     `pysm-vae download gnilc-545`
     """
-    with _reported(debug):
+    with reported(debug):
         from pysm_vae.vae.download import download as fetch
 
-        typer.echo(fetch(name, folder, progress=_on_terminal()))
-
-
-@app.command()
-def info(debug: Debug = False) -> None:
-    """Show versions, shipped weights, presets, and where things are."""
-    with _reported(debug):
-        typer.echo(describe_installation())
-
-
-def parse_band(text: str) -> tuple[float, float]:
-    """Edges of a top-hat, GHz, from ``LOW:HIGH``."""
-    try:
-        low, high = (float(part) for part in text.split(":"))
-    except ValueError as error:
-        raise ValueError(f"band {text!r} is not LOW:HIGH in GHz, such as 140:160") from error
-    return low, high
+        typer.echo(fetch(name, folder, progress=on_terminal()))
 
 
 @dataclass(frozen=True)
@@ -652,71 +424,3 @@ def training_config(architecture: str, **options: Any) -> TrainingConfig:
     # The best weights are sought after the warm-up, so a short run needs a shorter one.
     chosen["kl_warmup"] = min(chosen["kl_warmup"], chosen["epochs"] - 1)
     return TrainingConfig(architecture=architecture, **chosen)
-
-
-def describe_installation() -> str:
-    """Versions, shipped weights, presets and data sets, as lines of text."""
-    from pysm_vae.files import data_path
-    from pysm_vae.registration import presets
-    from pysm_vae.vae.download import DATASETS
-    from pysm_vae.vae.generator import SHIPPED_WEIGHTS, load_generator
-
-    packages = ("pysm_vae", "pysm3", "healpy", "numpy", "keras", "tensorflow")
-    lines = ["versions: " + ", ".join(f"{p} {version(p)}" for p in packages)]
-    lines.append(f"shipped data: {data_path('template.npz').parent}")
-    lines.append(f"PYSM_LOCAL_DATA: {os.environ.get('PYSM_LOCAL_DATA', 'not set')}")
-    lines.append("weights:")
-    for name in SHIPPED_WEIGHTS:
-        try:
-            card = load_generator(name).card
-        except FileNotFoundError:
-            lines.append(f"  {name}: not in this installation")
-            continue
-        lines.append(
-            f"  {name}: patches of {card['size']} pixels of {card['pixel_size_arcmin']:g} arcmin, "
-            f"sha256 {card['sha256'][:12]}"
-        )
-        if "maps" in card:
-            trained = ", ".join(dict.fromkeys(each["name"] for each in card["maps"]))
-            epochs = len(card["history"].get("loss", ()))
-            lines.append(
-                f"    trained on {trained}; {card['training_patches']} patches, {epochs} epochs, "
-                f"seed {card['seed']}"
-            )
-    lines.append("presets:")
-    for name, preset in presets().items():
-        settings = ", ".join(f"{k} = {v!r}" for k, v in preset.items() if k != "class")
-        lines.append(f"  {name}: {settings}")
-    lines.append("maps to train on (pysm-vae download NAME):")
-    lines += [f"  {name}: {dataset.description}" for name, dataset in DATASETS.items()]
-    return "\n".join(lines)
-
-
-def _on_terminal() -> bool:
-    from rich.console import Console
-
-    return Console(stderr=True).is_terminal
-
-
-@contextmanager
-def _progress(labels: dict[str, str]) -> Iterator[Progress | None]:
-    """Bars on a terminal, one for each thing that is done, and nothing elsewhere."""
-    if not (labels and _on_terminal()):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {what: bars.add_task(text, total=None) for what, text in labels.items()}
-
-        def show(what: str, done: int, total: int) -> None:
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield show

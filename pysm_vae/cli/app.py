@@ -1,0 +1,144 @@
+"""What every subcommand of ``pysm-vae`` shares: the app, errors in one line, progress bars."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pysm_vae.simulate import Progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Non-Gaussian Galactic dust for PySM 3, learned from Planck.",
+    epilog="Start with: `pysm-vae simulate --nside 128 --freq 353 --out maps`. "
+    "Each command has its own --help.",
+)
+
+# Bad arguments and inputs; whatever else goes wrong exits with 1.
+_BAD_INPUT = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Turn exceptions into one readable line and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        from pysm_vae.mpi import LaunchError, RankError
+
+        if isinstance(error, RankError):
+            # The rank that failed says why, and all leave with the same code.
+            raise typer.Exit(2 if issubclass(error.kind, _BAD_INPUT) else 1) from None
+        if debug:
+            traceback.print_exc()
+        known = isinstance(error, (*_BAD_INPUT, OSError, LaunchError))
+        text = _one_line(error)
+        if not known:
+            text = f"{type(error).__name__}: {text} (--debug shows where)"
+        typer.echo(f"pysm-vae: error: {text}", err=True)
+        raise typer.Exit(2 if isinstance(error, _BAD_INPUT) else 1) from None
+
+
+@contextmanager
+def without_native_notes(debug: bool) -> Iterator[None]:
+    """Keep TensorFlow's start-up notes away from the terminal.
+
+    Its libraries write them straight to file descriptor 2, and no setting silences all of them.
+    What Python writes to standard error still gets there; with ``debug`` everything does.
+    """
+    if debug:
+        yield
+        return
+    shown = sys.stderr
+    shown.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as sink, os.fdopen(os.dup(2), "w", buffering=1) as real:
+        if shown is sys.__stderr__:
+            sys.stderr = real
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            sys.stderr = shown
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {str(error.filename)!r}" if error.filename else ""
+        text = f"{error.strerror}{name}"
+        if error.errno == errno.ENOSPC and error.filename:
+            text += " (free some space, or name another folder)"
+    return " ".join(text.split())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pysm-vae {version('pysm_vae')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Non-Gaussian Galactic dust for PySM 3, learned from Planck."""
+
+
+def on_terminal() -> bool:
+    """Whether progress is shown: to people, not into files."""
+    from rich.console import Console
+
+    return Console(stderr=True).is_terminal
+
+
+@contextmanager
+def progress_bars(labels: dict[str, str]) -> Iterator[Progress | None]:
+    """Bars on a terminal, one for each thing that is done, and nothing elsewhere."""
+    if not (labels and on_terminal()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {what: bars.add_task(text, total=None) for what, text in labels.items()}
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
