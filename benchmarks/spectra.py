@@ -81,12 +81,14 @@ def judge(ell: np.ndarray, power: np.ndarray) -> dict[str, Any]:
         for row, fit in zip(power, fits, strict=False)
     ]
     correlation = power[3] / np.sqrt(power[0] * power[1])
+    _, ee, bb = Spectrum().slopes
+    at_pivot = np.log(power[1] / power[2])[used] - (ee - bb) * x
     return {
         "slopes": [fit[0] for fit in fits],
         "largest departure from the power law": departure,
         "EE/BB": (power[1] / power[2]).tolist(),
-        # Of the fits, so that one band's chance does not count.
-        "EE/BB at 80": float(np.exp(fits[1][1] - fits[2][1])),
+        # Of all bands, carried to the pivot with the slopes asked for.
+        "EE/BB at 80": float(np.exp(np.mean(at_pivot))),
         "TE": float(np.mean(correlation[used])),
         "TE by band": correlation.tolist(),
     }

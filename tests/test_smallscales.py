@@ -9,7 +9,17 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from pysm_vae.sky.calibration import Spectrum, latitude_mask
-from pysm_vae.sky.ground import CROWDED, EXCESS_ELL, OFFSET_DEPTH, shared_ground
+from pysm_vae.sky.ground import (
+    BRIGHTEST,
+    CROWDED,
+    EXCESS_ELL,
+    MOST_POLARISED,
+    OFFSET_DEPTH,
+    _mean_power,
+    _power,
+    bounded,
+    shared_ground,
+)
 from pysm_vae.sky.largescales import (
     GEOMETRY_ELL,
     ROUGHNESS_RANGE,
@@ -216,6 +226,49 @@ def test_offset_keeps_the_mean_of_the_exponential(ground, rng):
     without = block_means(np.exp(t), 72)
     assert without.max() > 1.1
     np.testing.assert_allclose(ground.offset(np.zeros((size, size))), 0, atol=1e-12)
+
+
+def test_mean_power_is_that_of_many_fields(rng):
+    """A red field under a window that is not in the middle."""
+    size = 64
+    k = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    k[0, 0] = np.inf
+    power = k**-2.5
+    edge = np.hanning(size)
+    window = np.outer(edge, edge * np.linspace(0, 2, size))
+    found = np.zeros(size // 2)
+    for _ in range(400):
+        white = np.fft.rfft2(rng.standard_normal((size, size)))
+        found += _power(window * np.fft.irfft2(white * np.sqrt(power))) / 400
+    ratio = found / _mean_power(window, power)
+    np.testing.assert_allclose(ratio[3:], 1, atol=0.06)
+    assert ratio.mean() == pytest.approx(1, abs=0.01)
+
+
+def test_bright_places_saturate():
+    t = np.linspace(-5, 20, 1000)
+    knee, end = np.log(BRIGHTEST)
+    found = bounded(t)
+    np.testing.assert_array_equal(found[t < knee], t[t < knee])
+    assert (np.diff(found) >= 0).all()
+    assert np.diff(found).max() < 1.001 * np.diff(t).max()
+    assert end - 1e-6 < found.max() <= end
+
+
+def test_bounds_hold_on_the_sky(template, large_scales):
+    """With five times the amplitude, at any of its pixels; and skies as they are hardly feel it."""
+    strong = SmallScales(
+        load_generator(), template, seed=0, nside=NSIDE, spectrum=Spectrum(amplitude=5.0)
+    )
+    fields = strong.draw()
+    length = np.hypot(fields[1], fields[2])
+    knee, end = strong.ground.most_polarised
+    # The template's own largest fraction is 0.20.
+    assert knee == pytest.approx(np.arctanh(MOST_POLARISED[0]), rel=0.05)
+    assert (length > knee).sum() > 50
+    assert knee < length.max() < end * 1.0001
+    rise = fields[0] - large_scales[0]
+    assert 0.9 < rise.max() < np.log(BRIGHTEST[1]) * np.sqrt(2)
 
 
 def test_calibration_is_sane(ground):

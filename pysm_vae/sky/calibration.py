@@ -21,9 +21,10 @@ APODISATION = 10.0
 #: left too little of it, and the resolution of the maps it is measured on.
 CALIBRATION_ELL = (45, 85)
 CALIBRATION_NSIDE = 64
-#: Multipoles at which the levels of the patterns' spectra are solved for: none at the first, the
-#: last one's from there on.
-NODES = (62.0, 72.0, 82.0, 92.0, 102.0, 115.0, 135.0, 170.0, 230.0, 350.0)
+#: Multipoles between which the levels of the patterns' spectra are interpolated; there is none at
+#: the first, and the last one's from there on. They are solved for at the first ``SOLVED``.
+NODES = (62.0, 72.0, 82.0, 92.0, 102.0, 115.0, 135.0, 170.0, 230.0, 350.0, 700.0, 1400.0, 2800.0)
+SOLVED = 10
 #: Weight of the levels' second differences against the misfit of a band.
 SMOOTHNESS = 0.1
 
@@ -140,7 +141,8 @@ class Calibrator:
     def temperature(self) -> np.ndarray:
         """Levels of the T patterns, shape (len(NODES),)."""
         target = self._wanted[0] / self._rough * self._small * self._laws[0]
-        return self._solve(self._design, target, self._laws[0])
+        levels = self._solve(self._design, target, self._laws[0])
+        return np.pad(levels, (0, len(NODES) - SOLVED), mode="edge")
 
     def polarisation(
         self, temperature: np.ndarray, excess: Callable[[np.ndarray], np.ndarray]
@@ -157,25 +159,33 @@ class Calibrator:
             it falls by as much.
         """
         ell = self._coupling.ell[self._used]
-        taken = self._carried * (self._design @ temperature) / excess(ell)
+        taken = self._carried * (self._design @ temperature[:SOLVED]) / excess(ell)
         same, other = {}, {}
         for k in (1, 2):
             slope = self.slopes[k]
             same[k] = self._columns(slope, lambda power: self._coupling.spin(power)[0])
             other[k] = self._columns(slope, lambda power: self._coupling.spin(power)[1])
-        levels = {1: np.zeros(len(NODES)), 2: np.zeros(len(NODES))}
+        levels = {1: np.zeros(SOLVED), 2: np.zeros(SOLVED)}
         # Each gets what the other leaks; the leak is small, so a few rounds settle it.
         for _ in range(4):
             for k in (1, 2):
                 target = self._wanted[k] * self._small * self._laws[k]
                 target = target - taken - other[3 - k] @ levels[3 - k]
                 levels[k] = self._solve(same[k], np.maximum(target, 0.0), self._laws[k])
+        # Further on, what T carries falls as the power laws part.
+        far = np.array(NODES[SOLVED - 1 :])
+        carried = self._carried * pattern_power(far, temperature, self.slopes[0]) / excess(far)
+        for k in (1, 2):
+            share = carried * (far / PIVOT) ** -self.slopes[k]
+            further = levels[k][-1] + share[0] - share[1:]
+            levels[k] = np.concatenate([levels[k], np.maximum(further, 0.0)])
         return levels[1], levels[2]
 
     def _columns(self, slope: float, couple: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """What each level gives in the bands that are used, shape (bands, len(NODES))."""
+        """What each level gives in the bands that are used, shape (bands, SOLVED)."""
         ell = np.where(self._coupling.grid_ell > 0, self._coupling.grid_ell, 1.0)
-        columns = [couple(pattern_power(ell, node, slope)) for node in np.eye(len(NODES))]
+        nodes = np.pad(np.eye(SOLVED), ((0, 0), (0, len(NODES) - SOLVED)), mode="edge")
+        columns = [couple(pattern_power(ell, node, slope)) for node in nodes]
         return np.array(columns).T[self._used]
 
     def _solve(self, design: np.ndarray, target: np.ndarray, law: np.ndarray) -> np.ndarray:

@@ -40,6 +40,8 @@ class Canvas:
         modes, it may come from large scales that are already there.
     gain : ndarray, shape (CELLS, CELLS // 2 + 1), optional
         Factor on the coarsest map's own modes of T.
+    conditioned : int
+        The first so many fields are drawn as T is; more than one where T itself is studied.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Canvas:
         seed: int,
         offset: np.ndarray | None = None,
         gain: np.ndarray | None = None,
+        conditioned: int = 1,
     ) -> None:
         self.generator = generator
         self.tile = tile
         self.seed = seed
         self._offset = offset
         self._gain = gain
+        self._conditioned = conditioned
 
     def draw(
         self, whole: int, depth: int = 0, wanted: np.ndarray | None = None
@@ -87,11 +91,11 @@ class Canvas:
     def _coarsest(self) -> np.ndarray:
         white = draw_latents([(CELLS, CELLS)], self._keys(0, 0, 0))[0]
         field = self.generator.coarse_plane(white)
-        if self._gain is not None:
-            waves = np.fft.rfft2(field[0]) * self._gain
-            field[0] = np.fft.irfft2(waves, s=field[0].shape)
-        if self._offset is not None:
-            field[0] += self._offset
+        for each in field[: self._conditioned]:
+            if self._gain is not None:
+                each[:] = np.fft.irfft2(np.fft.rfft2(each) * self._gain, s=each.shape)
+            if self._offset is not None:
+                each += self._offset
         return field
 
     def _keys(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:

@@ -18,23 +18,34 @@ from pysm_vae.sky.calibration import (
     latitude_weight,
     pattern_power,
 )
-from pysm_vae.sky.canvas import Canvas
+from pysm_vae.sky.canvas import FIELDS, Canvas
 from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling
 from pysm_vae.vae.generator import Generator
 
-#: Seeds of the canvases that are measured; larger than any that would be chosen for a sky. That of
-#: one scatters by 15 %, since its bright places weigh most.
-SEEDS = tuple(range(2**80, 2**80 + 3))
+#: Seeds of the canvases that are measured, three T fields each; larger than any that would be
+#: chosen for a sky. One field's excess scatters by 15 %, since its bright places weigh most.
+SEEDS = tuple(range(2**80, 2**80 + 2))
 #: Octaves of the grid on which the small scales are calibrated.
 DEPTH = 3
+#: Octaves of the grid, and the number of charts, on which the deficit is followed further: finer
+#: scales have more modes.
+DEFICIT_DEPTH = 4
+DEFICIT_CHARTS = 3
 #: Multipoles on which the excess of T's spectrum is measured.
 EXCESS_ELL = (110.0, 480.0)
 #: Where the intensity is so many times its median at high latitude, fluctuations start to average
 #: out along the line of sight.
-CROWDED = 10.0
+CROWDED = 20.0
+#: Where T raises the intensity by more than the first factor it starts to saturate, and it ends
+#: short of the second. Planck's maps of Taurus and Chamaeleon, at 5', nowhere exceed 9 times what
+#: they are when smoothed to 1.5 degrees.
+BRIGHTEST = (3.0, 10.0)
+#: The same for the polarisation fraction, from the first value on or from the template's own
+#: largest, if that is larger. Planck 2018 XII (A&A 641, A12): 0.22 at 80'.
+MOST_POLARISED = (0.2, 0.25)
 #: The exponential of T keeps the mean intensity within this width (FWHM, degrees).
 OFFSET_WIDTH = 6.0
 #: Octaves of the grid on which that mean is known.
@@ -65,6 +76,8 @@ class Ground:
         D_ℓ of the T, E and B patterns at the nodes, over their power laws.
     crowded : float
         The template's i where fluctuations start to average out; see :meth:`crowding`.
+    most_polarised : (float, float)
+        Length of (q, u) from which it saturates, and where it ends.
     """
 
     def __init__(
@@ -82,6 +95,9 @@ class Ground:
         fields = template.fields(*angles)
         calm = latitude_mask(CALIBRATION_NSIDE) > 0
         self.crowded = np.median(fields[0, calm]) + np.log(CROWDED)
+        start, end = np.arctanh(MOST_POLARISED)
+        knee = max(start, np.hypot(fields[1], fields[2]).max())
+        self.most_polarised = knee, knee + end - start
         calibrator = Calibrator(
             from_log_pol_tens(fields),
             spectrum,
@@ -90,7 +106,7 @@ class Ground:
             self.crowding(fields[0]),
         )
         self._spectra = Spectra(generator.spectra)
-        self._deficit = np.ones(CELLS << DEPTH >> 1)
+        self._deficit = np.ones(1)
         self._excess = np.zeros(2)
         self._gain = _lacking(split)
         levels = calibrator.temperature()
@@ -102,8 +118,8 @@ class Ground:
         r"""Factor on the fluctuations where many clouds share a line of sight.
 
         N independent clouds have relative fluctuations of :math:`1/\sqrt N`, and N grows with the
-        intensity; so :math:`(1 + I/I_0)^{-1/2}`, with :math:`I_0` ten times the template's median
-        at \|b\| > 30 degrees. It also keeps the bright plane's small scales, which its steep
+        intensity; so :math:`(1 + I/I_0)^{-1/2}`, with :math:`I_0` twenty times the template's
+        median at \|b\| > 30 degrees. It also keeps the bright plane's small scales, which its steep
         profile would spread over all multipoles, out of the large ones.
 
         Parameters
@@ -122,14 +138,14 @@ class Ground:
         """
         return np.exp(np.polyval(self._excess, np.log(np.clip(ell, *EXCESS_ELL) / PIVOT)))
 
-    def canvas(self, tile: int, seed: int) -> Canvas:
-        """What draws the fields of one chart: T for the template.
+    def canvas(self, tile: int, seed: int, conditioned: int = 1) -> Canvas:
+        """What draws the fields of one chart: T, or the first few of them, for the template.
 
         The template lacks power above the split, and a network that is given too smooth a map draws
         too little for it; so the coarsest map's own modes supply what the taper has taken.
         """
         target = self.large.target(tile, 0)
-        return Canvas(self.generator, tile, seed, target, self._gain)
+        return Canvas(self.generator, tile, seed, target, self._gain, conditioned)
 
     def offset(self, t: np.ndarray) -> np.ndarray:
         """What to add to T so that its exponential has unit mean around each place.
@@ -145,7 +161,7 @@ class Ground:
         """
         size = CELLS << OFFSET_DEPTH
         block = len(t) // size
-        mean = np.exp(t).reshape(size, block, size, block).mean(axis=(1, 3))
+        mean = np.exp(bounded(t)).reshape(size, block, size, block).mean(axis=(1, 3))
         width = np.radians(OFFSET_WIDTH) / (CELL / 2**OFFSET_DEPTH)
         return -np.log(scipy.ndimage.gaussian_filter(mean, width / np.sqrt(8 * np.log(2))))
 
@@ -188,7 +204,8 @@ class Ground:
         return plane.fields(np.stack([filters["T"] * t, *plane.stokes(e, filters["B"] * b)]))
 
     def _deficit_at(self, cycles: np.ndarray) -> np.ndarray:
-        return np.exp(np.interp(cycles * CELLS, _numbers(), np.log(self._deficit)))
+        numbers = np.arange(1, len(self._deficit) + 1)
+        return np.exp(np.interp(cycles * CELLS, numbers, np.log(self._deficit)))
 
     def _measure(self, levels: np.ndarray, split: tuple[float, float]) -> None:
         """Measure, at high latitude, how what is drawn for the template differs from the prior's.
@@ -197,29 +214,32 @@ class Ground:
         less: the deficit. And its spectrum in the map is higher: the excess.
         """
         plane = Plane(CELLS, DEPTH)
-        ell = plane.ell_of(_numbers() / CELLS)
+        ell = plane.ell_of(_numbers(DEPTH) / CELLS)
         used = (ell > EXCESS_ELL[0]) & (ell < EXCESS_ELL[1])
         powers = pattern_power(plane.ell, levels, self.spectrum.slopes[0])
-        blind_filter = plane.filter(powers, self._spectra(plane.cycles, DEPTH))
+        spectrum = self._spectra(plane.cycles, DEPTH)
+        # What a faint pattern, drawn for no template, would have.
+        response = plane.filter(powers, spectrum) * plane.interpolation
+        masks = [self._calm(tile, DEPTH) for tile in range(self.tiling.ntiles)]
         waves, charts = [], []
         drawn, prior, faint = np.zeros((3, len(ell)))
-        for tile in range(self.tiling.ntiles):
-            mask = self._calm(tile)
+        for tile, mask in enumerate(masks):
             if not mask.any():
                 continue
             rough, i = self.large.values(tile, DEPTH)
             crowding, intensity = self.crowding(i), mask * np.exp(i)
+            prior += _mean_power(mask, spectrum)
+            faint += _mean_power(intensity * crowding * rough, spectrum * response**2)
             # The same latents for every sky: this belongs to the template and the weights.
             for seed in SEEDS:
-                *_, fields = self.canvas(tile, seed).draw(DEPTH)
-                t, blind = fields[0] - self.large.target(tile, DEPTH), fields[1]
-                drawn += _power(mask * t)
-                prior += _power(mask * blind)
-                blind = spline_values(plane.fields(plane.waves(blind) * blind_filter))
-                faint += _power(intensity * crowding * rough * blind)
-                waves.append(plane.waves(t))
-                charts.append((intensity, rough, crowding))
-        self._deficit = _smoothed(drawn / prior, ell > 1.2 * split[1])
+                fields = self._drawn_for_template(tile, seed, DEPTH)
+                drawn += sum(_power(mask * t) for t in fields) / len(fields) / len(SEEDS)
+                waves += list(plane.waves(fields))
+                charts += [(intensity, rough, crowding)] * len(fields)
+        calmest = np.argsort([-mask.sum() for mask in masks])[:DEFICIT_CHARTS]
+        self._deficit = self._followed(
+            _smoothed(drawn / prior, ell > 1.2 * split[1]), [int(tile) for tile in calmest]
+        )
         for_template = self._spectra(plane.cycles, DEPTH) * self._deficit_at(plane.cycles)
         # The exponential depends on the amplitude, so twice.
         for _ in range(2):
@@ -228,18 +248,46 @@ class Ground:
             for wave, (intensity, rough, crowding) in zip(waves, charts, strict=True):
                 t = spline_values(plane.fields(response * wave)) * rough
                 offset = finer(self.offset(t), 2 ** (DEPTH - OFFSET_DEPTH))
-                added += _power(intensity * np.expm1(crowding * (t + crowding * offset)))
+                added += _power(intensity * np.expm1(bounded(crowding * t) + crowding**2 * offset))
             log_ell = np.log(ell[used] / PIVOT)
-            ratio = np.log(added[used] / faint[used])
+            ratio = np.log(added[used] / faint[used] / (len(SEEDS) * len(fields)))
             # As the logarithm of ell has it, all octaves count alike.
             self._excess += np.polyfit(log_ell, ratio, 1, w=ell[used] ** -0.5)
 
-    def _calm(self, tile: int) -> np.ndarray:
+    def _followed(self, deficit: np.ndarray, charts: list[int]) -> np.ndarray:
+        """The deficit, followed to smaller scales on a few charts."""
+        plane = Plane(CELLS, DEFICIT_DEPTH)
+        spectrum = self._spectra(plane.cycles, DEFICIT_DEPTH)
+        drawn, prior = np.zeros((2, len(deficit) << (DEFICIT_DEPTH - DEPTH)))
+        for tile in charts:
+            mask = self._calm(tile, DEFICIT_DEPTH)
+            for t in self._drawn_for_template(tile, SEEDS[0], DEFICIT_DEPTH):
+                drawn += _power(mask * t)
+            prior += _mean_power(mask, spectrum)
+        further = _smoothed(drawn / prior, np.arange(len(drawn)) >= len(deficit) // 2)
+        # These charts' own level does not count, only how it changes from where all are known.
+        known = slice(len(deficit) // 2, 3 * len(deficit) // 4)
+        further *= np.mean(deficit[known]) / np.mean(further[known])
+        return np.concatenate([deficit[: known.stop], further[known.stop :]])
+
+    def _drawn_for_template(self, tile: int, seed: int, depth: int) -> np.ndarray:
+        """Fields drawn for the template on a chart, less the template's own."""
+        *_, fields = self.canvas(tile, seed, conditioned=len(FIELDS)).draw(depth)
+        return fields - self.large.target(tile, depth)
+
+    def _calm(self, tile: int, depth: int) -> np.ndarray:
         """Mask of high latitudes on a chart's grid, within its window."""
-        size = CELLS << DEPTH
+        size = CELLS << depth
         vectors = self.tiling.vectors(tile, size).reshape(-1, 3)
         mask = self.tiling.window(tile, vectors) * latitude_weight(np.arcsin(vectors[:, 2]))
         return mask.reshape(size, size)
+
+
+def bounded(t: np.ndarray) -> np.ndarray:
+    """T fluctuations (of ln I) that raise the intensity within ``BRIGHTEST``, shape as given."""
+    knee, end = np.log(BRIGHTEST)
+    above = np.maximum(t - knee, 0) / (end - knee)
+    return np.minimum(t, knee) + (end - knee) * np.tanh(above)
 
 
 @lru_cache(maxsize=4)
@@ -256,9 +304,9 @@ def _lacking(split: tuple[float, float]) -> np.ndarray:
     return np.sqrt(1 - handover(2 * np.pi * k / CELL, *split) ** 2)
 
 
-def _numbers() -> np.ndarray:
-    """Whole wavenumbers on a chart, in cycles a side."""
-    return np.arange(1, (CELLS << DEPTH) // 2 + 1)
+def _numbers(depth: int) -> np.ndarray:
+    """Whole wavenumbers on a chart's grid, in cycles a side."""
+    return np.arange(1, (CELLS << depth) // 2 + 1)
 
 
 def _smoothed(ratio: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -272,8 +320,19 @@ def _smoothed(ratio: np.ndarray, above: np.ndarray) -> np.ndarray:
 
 def _power(field: np.ndarray) -> np.ndarray:
     """Mean power of a field that falls to zero at the edges, about 1, 2, … cycles a side."""
-    size = len(field)
+    return _averaged(np.abs(scipy.fft.rfft2(field)) ** 2)
+
+
+def _mean_power(window: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """What :func:`_power` gives on average for a random field of some power under a window."""
+    shape = window.shape
+    spread = scipy.fft.irfft2(np.abs(scipy.fft.rfft2(window)) ** 2, s=shape)
+    return _averaged(scipy.fft.rfft2(spread * scipy.fft.irfft2(power, s=shape)).real)
+
+
+def _averaged(power: np.ndarray) -> np.ndarray:
+    """Means of a plane's modes about 1, 2, … cycles a side."""
+    size = len(power)
     k = np.hypot(np.fft.fftfreq(size, 1 / size)[:, None], np.fft.rfftfreq(size, 1 / size))
     index = np.rint(k).astype(int).ravel()
-    power = np.abs(scipy.fft.rfft2(field)).ravel() ** 2
-    return (np.bincount(index, power) / np.bincount(index))[1 : size // 2 + 1]
+    return (np.bincount(index, power.ravel()) / np.bincount(index))[1 : size // 2 + 1]

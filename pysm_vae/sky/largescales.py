@@ -23,7 +23,7 @@ GEOMETRY_ELL = 16.0
 ROUGHNESS_WIDTH = 12.0
 #: Roughness is held within these factors of its median: near the Galactic plane the template
 #: varies by the geometry of the disc, not by the texture of the dust.
-ROUGHNESS_RANGE = (0.5, 1.5)
+ROUGHNESS_RANGE = (0.5, 2.0)
 
 
 class LargeScales:

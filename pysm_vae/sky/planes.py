@@ -63,6 +63,8 @@ class Plane:
         Pixels a side.
     ell : ndarray, shape (size, size // 2 + 1)
         Multipole of each mode, at a chart's mean scale.
+    interpolation : ndarray, shape (size, size // 2 + 1)
+        What the spline makes of each mode of its coefficients, at its knots.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Plane:
             bspline_response(scipy.fft.fftfreq(self.size)),
             bspline_response(scipy.fft.rfftfreq(self.size)),
         )
+        self.interpolation = response
         self._common = np.cos(0.5 * np.pi * cut) ** 2 / response / on_sky
         large = 0.5 * erfc((self.ell - _TAKE_OVER[0]) / _TAKE_OVER[1])
         self._common *= {"whole": 1.0, "large": large, "small": 1.0 - large}[part]

@@ -18,7 +18,7 @@ import scipy.ndimage
 
 from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import mosaic
-from pysm_vae.sky.ground import DEPTH, shared_ground
+from pysm_vae.sky.ground import BRIGHTEST, DEPTH, shared_ground
 from pysm_vae.sky.largescales import spline
 from pysm_vae.sky.planes import (
     BLOCK_CELLS,
@@ -36,6 +36,9 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 #: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
 #: that. At 1.5 times it they have nothing left: HEALPix could not tell it from larger scales.
 BAND_LIMIT = 1.9
+#: As :func:`pysm_vae.sky.ground.bounded` has it.
+KNEE = math.log(BRIGHTEST[0])
+RANGE = math.log(BRIGHTEST[1]) - KNEE
 #: Octaves of the finest grids, for nside 8192.
 MAX_DEPTH = 8
 
@@ -125,6 +128,7 @@ class SmallScales:
             self._add(fields, tile, where, where if pixels is None else pixels[where])
             if progress is not None:
                 progress(number, total)
+        _bound_polarisation(fields, *self.ground.most_polarised)
         return fields
 
     def patterns(self, tile: int, places: np.ndarray) -> list[np.ndarray]:
@@ -229,14 +233,29 @@ def _lay(large, offset, patterns, fine, crowded, weights, places, turns, where, 
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], taps, finer)
             share = weights[p] * weights[p]
-            factor = weights[p] / math.sqrt(1.0 + math.exp(ground[1] - crowded))
-            t = ground[0] * (small[0] + finer[0]) + factor * mean[0]
+            crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
+            factor = weights[p] * crowding
+            t = crowding * ground[0] * (small[0] + finer[0])
+            if t > KNEE:
+                t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
             q = share * ground[2] + factor * (small[1] + finer[1])
             u = share * ground[3] + factor * (small[2] + finer[2])
             pixel = where[p]
-            fields[0, pixel] += share * ground[1] + factor * t
+            fields[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
             fields[1, pixel] += turns[p, 0] * q - turns[p, 1] * u
             fields[2, pixel] += turns[p, 1] * q + turns[p, 0] * u
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _bound_polarisation(fields, knee, end):
+    """Hold the length of (q, u) below an end, from a knee on."""
+    for n in numba.prange(fields.shape[1]):
+        q, u = float(fields[1, n]), float(fields[2, n])
+        p = math.sqrt(q * q + u * u)
+        if p > knee:
+            factor = (knee + (end - knee) * math.tanh((p - knee) / (end - knee))) / p
+            fields[1, n] = q * factor
+            fields[2, n] = u * factor
 
 
 def _band_limit(depth: int) -> float:
