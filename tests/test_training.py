@@ -174,10 +174,15 @@ def test_best_epoch_is_shipped(finished, maps):
     assert elbo == pytest.approx(best, rel=0.01)
 
 
-def test_same_seed_same_weights(finished, maps, tmp_path):
-    card = json.loads(train(maps, SPLIT, tmp_path, CONFIG, progress=False).read_text())
-    assert card["sha256"] == finished.card["sha256"]
-    assert card["history"] == finished.card["history"]
+def test_same_seed_same_training(finished, maps, tmp_path):
+    """To rounding: in one of some fifty runs TensorFlow's threads add up in another order."""
+    path = train(maps, SPLIT, tmp_path, CONFIG, progress=False)
+    again = json.loads(path.read_text())["history"]
+    for name, values in finished.card["history"].items():
+        np.testing.assert_allclose(again[name], values, rtol=1e-3, err_msg=name)
+    samples = [load_generator(each).sample(8, seed=1) for each in (finished.path, path)]
+    np.testing.assert_allclose(*samples, atol=0.02)
+    assert np.std(samples) > 0.5
 
 
 def test_finished_run_is_left_as_it_is(finished, maps, monkeypatch):
