@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pysm_vae.files import writable_folder
-from pysm_vae.sky.canvas import FIELDS
 from pysm_vae.sky.smallscales import SmallScales
 from pysm_vae.sky.templates import load_template
 from pysm_vae.sky.tiling import Tiling
@@ -126,13 +125,13 @@ def measure(weights: str, nside: int, seeds: int, console: Console) -> dict[str,
     share = shares(nside)
     zone = np.digitize(share, SHARES[1:-1])
     two = (share > 0.99).astype(int) - (share < SEAM)
-    measured: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in FIELDS}
-    ratios: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in FIELDS}
-    series: dict[str, Any] = {f: [] for f in FIELDS}
+    measured: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in SmallScales.fields}
+    ratios: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in SmallScales.fields}
+    series: dict[str, Any] = {f: [] for f in SmallScales.fields}
     for seed in range(seeds):
         console.print(f"seed {seed}")
         small = SmallScales(generator, template, seed=seed, nside=nside)
-        for name, alm in zip(FIELDS, patterns(small), strict=True):
+        for name, alm in zip(SmallScales.fields, patterns(small), strict=True):
             series[name].append(spectra(alm, nside, share))
             for low in HIGH_PASS:
                 measured[name][low].append(zones(alm, nside, low, zone))
@@ -147,7 +146,7 @@ def measure(weights: str, nside: int, seeds: int, console: Console) -> dict[str,
         "sky": {"seam": np.mean(two == -1), "inside": np.mean(two == 1)},
         "fields": {},
     }
-    for name in FIELDS:
+    for name in SmallScales.fields:
         judged = {}
         for low in HIGH_PASS:
             if low > 0.8 * small.lmax:

@@ -1,6 +1,6 @@
 """Non-Gaussian Galactic dust for PySM 3, learned from Planck with a variational autoencoder.
 
-Importing the package adds the class ``VAEDust`` and the presets ``vae0`` and ``vae1`` to PySM.
+Importing the package adds the class ``VAEDust`` and the presets (``vae0``, …) to PySM.
 TensorFlow is imported when the first patch is drawn, not before.
 """
 

@@ -10,6 +10,7 @@ import numpy as np
 import pysm3
 import pysm3.units as u
 
+from pysm_vae.sky.parameters import BOUNDS, ParameterScales, bounded, neutral_shift
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.smallscales import SmallScales, Spectrum
 from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, load_template
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 #: temperature of the mean modified blackbody at high latitude.
 BETA = 1.53
 TEMPERATURE = 19.6
+#: D_ℓ slope of the small scales of β and T: a choice, as no map shows them. That of intensity.
+PARAMETER_SLOPE = -0.8
 
 
 class VAEDust(pysm3.Model):
@@ -58,6 +61,18 @@ class VAEDust(pysm3.Model):
         Number of a realisation, as ``mapsims`` passes it; added to the seed.
     map_dist : pysm3.MapDistribution, optional
         A partial sky, or this process's share of the pixels.
+    beta_scatter, temperature_scatter : float
+        Standard deviations of small scales added to β, and to T in kelvin; that of all scales, of
+        which a map shows what its pixels resolve. 0, the default, for none. They set in where the
+        dust's do, are independent of each other and of the dust, stay within five standard
+        deviations, and make frequencies decorrelate. β is shifted a little, so that they do not
+        brighten the mean sky (:func:`pysm_vae.sky.parameters.neutral_shift`).
+    parameter_slope : float
+        Slope of their D_ℓ, below 0.
+    parameter_seed : int, optional
+        Of these fluctuations; by default that of the sky.
+    polarised : bool
+        If not, Q and U are zero; the intensity is the same.
     slopes, ee_to_bb, te_ratio, amplitude
         The small scales' spectra; see :class:`pysm_vae.sky.smallscales.Spectrum`.
     split : (float, float)
@@ -70,7 +85,7 @@ class VAEDust(pysm3.Model):
     I_ref, Q_ref, U_ref : Quantity, float32, shape (npix,)
         Maps at the reference frequency, µK_RJ.
     mbb_index, mbb_temperature : Quantity
-        Spectral index and temperature.
+        Spectral index and temperature; float32 maps where small scales were added.
     freq_ref_I, freq_ref_P : Quantity
         Reference frequencies, GHz.
     lmax : float
@@ -93,7 +108,12 @@ class VAEDust(pysm3.Model):
         seed: int = 0,
         beta: float | str | Path | u.Quantity = BETA,
         temperature: float | str | Path | u.Quantity = TEMPERATURE,
+        beta_scatter: float = 0.0,
+        temperature_scatter: float | str | u.Quantity = 0.0,
+        parameter_slope: float = PARAMETER_SLOPE,
+        parameter_seed: int | None = None,
         freq_ref: str | u.Quantity = "353 GHz",
+        polarised: bool = True,
         max_nside: int | None = None,
         num: int | None = None,
         map_dist: pysm3.MapDistribution | None = None,
@@ -108,6 +128,8 @@ class VAEDust(pysm3.Model):
         if not hp.isnsideok(nside, nest=True):
             raise ValueError(f"nside must be a power of two, not {nside}")
         seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
+        if not isinstance(polarised, bool):
+            raise TypeError(f"polarised must be true or false, not {polarised!r}")
         spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)
         generator = load_generator(weights)
         default_max = 8192 if generator.conditional else 512
@@ -122,6 +144,23 @@ class VAEDust(pysm3.Model):
         pixels = None if map_dist is None else self._pixels()
         self.mbb_index = self._parameter("beta", beta, "", (-10.0, 10.0))
         self.mbb_temperature = self._parameter("temperature", temperature, "K", (0.0, 1000.0))
+        scatter = np.array(
+            [
+                _scatter("beta", beta_scatter, "", self.mbb_index + 10),
+                _scatter("temperature", temperature_scatter, "K", self.mbb_temperature),
+            ]
+        )
+        parameters = None
+        if scatter.any():
+            parameters = ParameterScales(
+                generator,
+                seed=seed
+                if parameter_seed is None
+                else _whole("parameter_seed", parameter_seed, 0),
+                nside=nside,
+                slope=parameter_slope,
+                split=split,
+            )
         self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
         small = SmallScales(
             generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
@@ -135,7 +174,19 @@ class VAEDust(pysm3.Model):
                 nside,
             )
         # Half the memory; the emission is computed, and returned, in double precision.
-        self._reference = from_log_pol_tens(small.draw(pixels, progress))
+        stages = _stages(progress, 1 if parameters is None else 2)
+        self._reference = from_log_pol_tens(small.draw(pixels, stages[0]))
+        if not polarised:
+            self._reference[1:] = 0.0
+        if parameters is not None:
+            drawn = bounded(parameters.draw(pixels, stages[1]))
+            shift = neutral_shift(
+                *scatter,
+                temperature=float(np.median(self.mbb_temperature.to_value(u.K))),
+                freq_ref=self.freq_ref_I,
+            )
+            self.mbb_index = _varied(self.mbb_index + shift, scatter[0] * drawn[0])
+            self.mbb_temperature = _varied(self.mbb_temperature, scatter[1] * drawn[1])
 
     @property
     def I_ref(self) -> u.Quantity:
@@ -231,6 +282,44 @@ def _whole(name: str, value: Any, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
     return int(value)
+
+
+def _scatter(name: str, value: Any, unit: str, room: u.Quantity) -> np.float32:
+    """A standard deviation of small scales, checked against the room that they have."""
+    try:
+        quantity = u.Quantity(value)
+        if quantity.unit == u.dimensionless_unscaled:
+            quantity = quantity.value * u.Unit(unit)
+        number = float(quantity.to_value(u.Unit(unit)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}_scatter must be one number{f' in {unit}' if unit else ''}, not {value!r}"
+        ) from error
+    most = float(room.value.min()) / BOUNDS[1]
+    if not 0 <= number < most:
+        raise ValueError(
+            f"{name}_scatter must lie between 0 and {most:g}, so that {name} keeps within its "
+            f"bounds {BOUNDS[1]:g} standard deviations away; got {value!r}"
+        )
+    return np.float32(number)
+
+
+def _varied(parameter: u.Quantity, fluctuations: np.ndarray) -> u.Quantity:
+    """A number or a map with fluctuations, as a map in single precision."""
+    return (np.asarray(parameter.value, np.float32) + fluctuations) << parameter.unit
+
+
+def _stages(
+    progress: Callable[[int, int], None] | None, number: int
+) -> list[Callable[[int, int], None] | None]:
+    """Tell of the draws of several things, one after the other, as of one."""
+    if progress is None:
+        return [None] * number
+
+    def told(stage: int) -> Callable[[int, int], None]:
+        return lambda done, total: progress(stage * total + done, number * total)
+
+    return [told(stage) for stage in range(number)]
 
 
 def _frequency(value: str | u.Quantity) -> u.Quantity:

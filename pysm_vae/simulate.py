@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import inspect
+import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,11 @@ Progress = Callable[[str, int, int], None]
 _HEADERS = 64 << 10
 _PICTURE = 8 << 20
 
+# Arguments of VAEDust that have no option of their own.
+_SETTINGS = set(inspect.signature(VAEDust).parameters) - {
+    *("nside", "template", "weights", "seed", "num", "map_dist", "max_nside", "progress")
+}
+
 # Packages whose version can change a map, and the header cards that name them.
 _VERSIONS = {
     "V_VAE": "pysm_vae",
@@ -56,6 +63,7 @@ def simulate(
     preset: str = "vae0",
     template: str | Path | u.Quantity | None = None,
     weights: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     unit: str | u.UnitBase = "uK_CMB",
     region: str | Path | tuple[float, float, float] | None = None,
@@ -84,6 +92,8 @@ def simulate(
         Name of one of this package's presets, such as ``"vae0"``.
     template, weights
         In place of the preset's; see :class:`~pysm_vae.dust.VAEDust`.
+    settings : mapping, optional
+        Other arguments of :class:`~pysm_vae.dust.VAEDust`, in place of the preset's.
     seed : int
         Which sky.
     unit : str or Unit
@@ -124,7 +134,7 @@ def simulate(
     """
     first = mpi_comm is None or mpi_comm.rank == 0
     with agreed(mpi_comm):
-        parameters = _parameters(preset, template, weights, seed)
+        parameters = _parameters(preset, template, weights, settings or {}, seed)
         if isinstance(nside, bool) or not isinstance(nside, int | np.integer):
             raise TypeError(f"nside must be a whole number, not {nside!r}")
         if not hp.isnsideok(nside, nest=True):
@@ -139,7 +149,8 @@ def simulate(
         folder = Path(out)
         suffix = f"nside{nside}_seed{seed}{'' if region is None else '_region'}"
         # What is not the preset does not bear its name.
-        label = preset if template is None and weights is None else f"{preset}-custom"
+        custom = template is not None or weights is not None or settings
+        label = f"{preset}-custom" if custom else preset
         paths = [folder / f"{label}_{channel.name}_{suffix}.fits" for channel in channels]
         doubled = sorted({path.name for path in paths if paths.count(path) > 1})
         if doubled:
@@ -178,7 +189,8 @@ def simulate(
             maps = gather(mpi_comm, maps, nside, pixels)
         with agreed(mpi_comm):
             if first:
-                _write(path, maps, nside, pixels, _cards(model, channel, label, region), target)
+                cards = _cards(model, channel, label, settings or {}, region)
+                _write(path, maps, nside, pixels, cards, target)
                 if figure and k == shown:
                     title = f"{label}, seed {seed}"
                     _draw(picture, model, channel, maps, pixels, target, title)
@@ -188,7 +200,11 @@ def simulate(
 
 
 def _parameters(
-    preset: str, template: str | Path | u.Quantity | None, weights: str | Path | None, seed: int
+    preset: str,
+    template: str | Path | u.Quantity | None,
+    weights: str | Path | None,
+    settings: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """What VAEDust is made with: the preset's values, unless others are given."""
     known = presets()
@@ -196,6 +212,11 @@ def _parameters(
         raise ValueError(f"no preset {preset!r} in this package: there is {', '.join(known)}")
     parameters = {**known[preset], "seed": seed}
     del parameters["class"]
+    if wrong := set(settings) - _SETTINGS:
+        raise ValueError(
+            f"no setting {', '.join(sorted(wrong))}: there are {', '.join(sorted(_SETTINGS))}"
+        )
+    parameters |= settings
     for name, value in (("template", template), ("weights", weights)):
         if value is not None:
             parameters[name] = value
@@ -336,6 +357,7 @@ def _cards(
     model: VAEDust,
     channel: Channel,
     preset: str,
+    settings: Mapping[str, Any],
     region: str | Path | tuple[float, float, float] | None,
 ) -> list[tuple]:
     """Header cards that say what a file is and how to make it again."""
@@ -357,6 +379,8 @@ def _cards(
         cards.append(("BANDFILE", _ascii(channel.source)))
     if region is not None:
         cards.append(("REGION", _ascii(_region_name(region)), "the part of the sky"))
+    if settings:
+        cards.append(("SETTINGS", _ascii(json.dumps(settings, default=str, sort_keys=True))))
     cards += [
         ("PRESET", preset, "pysm_vae preset; -custom: with other parts"),
         ("SEED", model.seed, "seed of the small scales"),

@@ -32,8 +32,12 @@ from pysm_vae.vae.training import TrainingConfig, training_patches
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    common, folds, dcgan, ablation, sky_benchmark, seams, spectra = map(
-        importlib.import_module, ("common", "folds", "dcgan", "ablation", "sky", "seams", "spectra")
+    common, folds, dcgan, ablation, sky_benchmark, seams, spectra, decorrelation = map(
+        importlib.import_module,
+        (
+            *("common", "folds", "dcgan", "ablation", "sky"),
+            *("seams", "spectra", "decorrelation"),
+        ),
     )
 
 # Without the scores whose graphs take longest to make.

@@ -155,13 +155,13 @@ def test_offset_and_gain_are_of_t_alone(drawn, tiny, rng):
     gain = rng.uniform(0, 2, (CELLS, CELLS // 2 + 1))
     white = draw_latents([(CELLS, CELLS)], [(3, number, 0, 0, 0, 7) for number in range(3)])[0]
     own = tiny.coarse_plane(white)
-    found = block_means(next(Canvas(tiny, 3, 7, offset, 0 * gain).draw(1)))
+    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gain=0 * gain).draw(1)))
     np.testing.assert_allclose(found[0], offset, atol=1e-5)
     np.testing.assert_allclose(found[1:], own[1:], atol=1e-5)
-    found = block_means(next(Canvas(tiny, 3, 7, offset, gain).draw(1)))
+    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gain=gain).draw(1)))
     expected = np.fft.irfft2(np.fft.rfft2(own[0]) * gain, s=(CELLS, CELLS)) + offset
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
-    found = block_means(next(Canvas(tiny, 3, 7, offset).draw(1)))
+    found = block_means(next(Canvas(tiny, 3, 7, offset=offset).draw(1)))
     np.testing.assert_allclose(found[0], own[0] + offset, atol=1e-5)
 
 

@@ -20,7 +20,7 @@ import pysm_vae.simulate
 import pysm_vae.vae.download
 from pysm_vae.cli import app
 from pysm_vae.cli.learning import MapArgument, parse_map, training_config, training_maps
-from pysm_vae.cli.sky import parse_band
+from pysm_vae.cli.sky import parse_band, parse_settings
 
 BASE = ("simulate", "--nside", "16", "--freq", "353")
 
@@ -200,6 +200,20 @@ class TestSimulate:
 class TestParse:
     def test_band(self):
         assert parse_band("140:160.5") == (140, 160.5)
+
+    def test_settings(self):
+        given = ["beta=1.5", "slopes=[-0.8, -0.4, -0.5]", "freq_ref = 353 GHz", "polarised=false"]
+        assert parse_settings(given) == {
+            "beta": 1.5,
+            "slopes": [-0.8, -0.4, -0.5],
+            "freq_ref": "353 GHz",
+            "polarised": False,
+        }
+
+    @pytest.mark.parametrize("text", ["beta", "=1", "beta=", "be ta=1", "1=1"])
+    def test_bad_settings(self, text, tmp_path):
+        assert "NAME=VALUE" in refused(*BASE, "--out", tmp_path / "m", "--set", text)
+        assert not (tmp_path / "m").exists()
 
     def test_map(self, tmp_path):
         assert parse_map("a.fits") == MapArgument(Path("a.fits"))

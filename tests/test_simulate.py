@@ -69,6 +69,21 @@ def read(path: Path) -> tuple[np.ndarray, dict]:
     return maps, dict(header)
 
 
+def test_settings(tmp_path):
+    """Other arguments of the model are in the maps, the name and the header."""
+    options = {"nside": NSIDE, "channels": [Channel.at(150)], "seed": SEED, "figure": False}
+    (path,) = simulate(tmp_path, settings={"beta": 1.6, "polarised": False}, **options)
+    assert path.name == f"vae0-custom_150GHz_nside{NSIDE}_seed{SEED}.fits"
+    maps, header = read(path)
+    assert not maps[1:].any()
+    assert header["DUSTBETA"] == 1.6
+    assert header["SETTINGS"] == '{"beta": 1.6, "polarised": false}'
+    with pytest.raises(ValueError, match="no setting bta: there are amplitude, beta,"):
+        simulate(tmp_path, settings={"bta": 1.6}, **options)
+    with pytest.raises(ValueError, match="no setting seed"):
+        simulate(tmp_path, settings={"seed": 1}, **options)
+
+
 class TestChannel:
     def test_names(self, tmp_path):
         assert Channel.at(353).name == "353GHz"

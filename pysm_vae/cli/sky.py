@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import toml
 import typer
 
 from pysm_vae.cli.app import Debug, app, progress_bars, reported, without_native_notes
@@ -33,7 +35,11 @@ def simulate(
         str, typer.Option(help="uK_CMB, uK_RJ, K_CMB, MJy/sr, or what else PySM converts to.")
     ] = "uK_CMB",
     preset: Annotated[
-        str, typer.Option(help="vae0: offline; vae1: on PySM's d10 (fetched once by PySM).")
+        str,
+        typer.Option(
+            help="vae0: offline; vae1: on PySM's d10 (fetched once by PySM); vae2, vae3: the same "
+            "with small scales of beta and temperature; vae0i: intensity alone."
+        ),
     ] = "vae0",
     template: Annotated[
         str | None,
@@ -47,6 +53,15 @@ def simulate(
         typer.Option(
             help="Network, in place of the preset's: octave, thorne2021, or the .json card of "
             "your own training."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other argument of VAEDust, as TOML writes it: --set beta=1.55 "
+            "--set 'slopes=[-0.8, -0.42, -0.54]'. Repeat for more.",
         ),
     ] = None,
     region: Annotated[
@@ -105,6 +120,7 @@ def simulate(
                 preset=preset,
                 template=template,
                 weights=weights,
+                settings=parse_settings(settings or ()),
                 seed=seed,
                 unit=unit,
                 region=region,
@@ -115,6 +131,20 @@ def simulate(
             )
         for file in files if first else ():
             typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Names and values from ``NAME=VALUE``; what is no TOML value is taken as a string."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.strip().isidentifier() and value.strip()):
+            raise ValueError(f"--set {text!r} is not NAME=VALUE, such as beta=1.55")
+        try:
+            found[name.strip()] = toml.loads(f"value = {value}")["value"]
+        except toml.TomlDecodeError:
+            found[name.strip()] = value.strip()
+    return found
 
 
 def parse_band(text: str) -> tuple[float, float]:

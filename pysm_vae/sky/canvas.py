@@ -21,11 +21,12 @@ WHOLE = 8 * CELLS
 BLOCK = 4 * CELLS
 SMALL_FROM = 5
 
-FIELDS = ("T", "E", "B")
+#: All that is ever drawn. A field's latents are keyed by its place here.
+FIELDS = ("T", "E", "B", "beta", "temperature")
 
 
 class Canvas:
-    """The fields T, E and B of one chart.
+    """Some fields of one chart.
 
     Parameters
     ----------
@@ -35,13 +36,15 @@ class Canvas:
         Number of the chart.
     seed : int
         Of the sky. With the chart, the field and the place, it decides the latents.
+    fields : tuple of str
+        Which of ``FIELDS``.
     offset : ndarray, shape (CELLS, CELLS), optional
-        What the coarsest map of T is drawn about; with ``gain``, the amplitude of each of its
-        modes, it may come from large scales that are already there.
+        What the coarsest map of the first field is drawn about; with ``gain``, the amplitude of
+        each of its modes, it may come from large scales that are already there.
     gain : ndarray, shape (CELLS, CELLS // 2 + 1), optional
-        Factor on the coarsest map's own modes of T.
+        Factor on the coarsest map's own modes of the first field.
     conditioned : int
-        The first so many fields are drawn as T is; more than one where T itself is studied.
+        How many fields, not only the first, are drawn so; more where T itself is studied.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Canvas:
         generator: Generator,
         tile: int,
         seed: int,
+        *,
+        fields: tuple[str, ...] = FIELDS[:3],
         offset: np.ndarray | None = None,
         gain: np.ndarray | None = None,
         conditioned: int = 1,
@@ -56,6 +61,7 @@ class Canvas:
         self.generator = generator
         self.tile = tile
         self.seed = seed
+        self.fields = fields
         self._offset = offset
         self._gain = gain
         self._conditioned = conditioned
@@ -76,7 +82,7 @@ class Canvas:
 
         Yields
         ------
-        ndarray, float32, shape (3, size, size)
+        ndarray, float32, shape (fields, size, size)
             After 1, 2, … octaves: ``CELLS`` times two to that power pixels a side. Blocks that
             neither are wanted nor bear on what is are zero.
         """
@@ -101,7 +107,7 @@ class Canvas:
     def _keys(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
         # A seed may take more than a word, and zeros at the end do not count: so it comes last.
         place = octave, row, column, self.seed
-        return [(self.tile, number, *place) for number in range(len(FIELDS))]
+        return [(self.tile, FIELDS.index(name), *place) for name in self.fields]
 
     def _refine(self, field: np.ndarray, level: int, blocks: np.ndarray) -> np.ndarray:
         """One octave more, in the blocks that are needed."""
@@ -110,10 +116,11 @@ class Canvas:
         shape = (block, block, self.generator.network.latents)
         # Whole blocks of latents, as each is drawn from its own key, with room for the margins.
         drawn: dict[tuple[int, int], np.ndarray] = {}
-        finer = np.zeros((len(FIELDS), 2 * size, 2 * size), np.float32)
+        number = len(self.fields)
+        finer = np.zeros((number, 2 * size, 2 * size), np.float32)
         for row, column in np.argwhere(blocks):
             places = row * block, column * block
-            latents = np.zeros((len(FIELDS), block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
+            latents = np.zeros((number, block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
             for i, j in _around((row, column), reach, block, len(blocks)):
                 if (i, j) not in drawn:
                     drawn[i, j] = draw_latents([shape], self._keys(level + 1, i, j))[0]
@@ -130,8 +137,10 @@ class Canvas:
         return finer
 
 
-def mosaic(generator: Generator, tile: int, seed: int) -> np.ndarray:
-    """The fields of one chart, of patches whose size is fixed.
+def mosaic(
+    generator: Generator, tile: int, seed: int, fields: tuple[str, ...] = FIELDS[:3]
+) -> np.ndarray:
+    """Some fields of one chart, of patches whose size is fixed.
 
     Neighbours overlap by half, under windows whose squares sum to one.
 
@@ -139,23 +148,24 @@ def mosaic(generator: Generator, tile: int, seed: int) -> np.ndarray:
     ----------
     generator : Generator
         Draws the patches.
-    tile, seed : int
+    tile, seed, fields
         As :class:`Canvas`.
 
     Returns
     -------
-    ndarray, float32, shape (3, size, size)
+    ndarray, float32, shape (fields, size, size)
         ``THORNE_DEPTH`` octaves above the cells.
     """
     size, step = CELLS << THORNE_DEPTH, generator.size // 2
     starts = range(-step, size, step)
     window = np.sin(np.pi * (np.arange(generator.size) + 0.5) / generator.size)
     window = np.outer(window, window).astype(np.float32)
-    field = np.zeros((len(FIELDS), size + 4 * step, size + 4 * step), np.float32)
+    field = np.zeros((len(fields), size + 4 * step, size + 4 * step), np.float32)
     shapes = generator.latent_shapes()
-    for number in range(len(FIELDS)):
+    for number, name in enumerate(fields):
         for row, y in enumerate(starts):
-            keys = [(tile, number, row, column, seed) for column in range(len(starts))]
+            place = [(row, column, seed) for column in range(len(starts))]
+            keys = [(tile, FIELDS.index(name), *each) for each in place]
             patches = generator.decode(draw_latents(shapes, keys))
             for x, patch in zip(starts, patches, strict=True):
                 rows = slice(y + step, y + step + generator.size)

@@ -18,7 +18,7 @@ from pysm_vae.sky.calibration import (
     latitude_weight,
     pattern_power,
 )
-from pysm_vae.sky.canvas import FIELDS, Canvas
+from pysm_vae.sky.canvas import Canvas
 from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
@@ -145,7 +145,14 @@ class Ground:
         too little for it; so the coarsest map's own modes supply what the taper has taken.
         """
         target = self.large.target(tile, 0)
-        return Canvas(self.generator, tile, seed, target, self._gain, conditioned)
+        return Canvas(
+            self.generator,
+            tile,
+            seed,
+            offset=target,
+            gain=self._gain,
+            conditioned=conditioned,
+        )
 
     def offset(self, t: np.ndarray) -> np.ndarray:
         """What to add to T so that its exponential has unit mean around each place.
@@ -272,7 +279,7 @@ class Ground:
 
     def _drawn_for_template(self, tile: int, seed: int, depth: int) -> np.ndarray:
         """Fields drawn for the template on a chart, less the template's own."""
-        *_, fields = self.canvas(tile, seed, conditioned=len(FIELDS)).draw(depth)
+        *_, fields = self.canvas(tile, seed, conditioned=3).draw(depth)
         return fields - self.large.target(tile, depth)
 
     def _calm(self, tile: int, depth: int) -> np.ndarray:

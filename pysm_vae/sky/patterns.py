@@ -1,0 +1,226 @@
+"""Patterns of a sky on any HEALPix pixels: drawn on twelve charts, filtered, laid on the sphere.
+
+On each chart the generator draws fields; in its Fourier plane they are brought to power laws; the
+projection does the rest. Nothing here transforms the whole sky, so a pixel depends only on the
+charts that cover it, and on fine grids only on its surroundings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import healpy as hp
+import numpy as np
+import scipy.ndimage
+
+from pysm_vae.sky.canvas import Canvas, mosaic
+from pysm_vae.sky.ground import DEPTH
+from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
+from pysm_vae.vae.generator import THORNE_DEPTH, Generator
+
+#: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
+#: that. At 1.5 times it they have nothing left: HEALPix could not tell it from larger scales.
+BAND_LIMIT = 1.9
+#: Octaves of the finest grids, for nside 8192.
+MAX_DEPTH = 8
+
+
+class Patterns(ABC):
+    """Seeded patterns of some fields, on any pixels.
+
+    Parameters
+    ----------
+    generator : Generator
+        What draws them.
+    tiling : Tiling
+        The charts.
+    seed : int
+        With the weights, it decides the patterns.
+    nside : int
+        Of the pixels; decides how fine the charts' grids must be, not what they show.
+    slope : float
+        Of the patterns' D_ℓ, or the mean of their slopes.
+
+    Attributes
+    ----------
+    fields : tuple of str
+        What is drawn; of :data:`pysm_vae.sky.canvas.FIELDS`.
+    depth : int
+        There are ``2**depth`` pixels a cell on the finest grids.
+    lmax : float
+        Multipole up to which the patterns keep their spectrum.
+    """
+
+    fields: tuple[str, ...]
+
+    def __init__(
+        self, generator: Generator, tiling: Tiling, *, seed: int, nside: int, slope: float
+    ) -> None:
+        self.generator = generator
+        self.tiling = tiling
+        self.seed = seed
+        self.nside = nside
+        self._slope = slope
+        wanted = BAND_LIMIT * nside
+        self.depth = THORNE_DEPTH
+        if generator.conditional:
+            depths = range(DEPTH, MAX_DEPTH + 1)
+            self.depth = next((d for d in depths if _band_limit(d) >= wanted), MAX_DEPTH)
+        self.lmax = min(_band_limit(self.depth), wanted)
+        fine = self.depth > COARSE_DEPTH
+        part = "large" if fine else "whole"
+        self._plane = Plane(CELLS, min(self.depth, COARSE_DEPTH), wanted, part=part)
+        self._filters = self._filters_of(self._plane)
+        if fine:
+            cells = int(BLOCK_CELLS + 2 * HALO_CELLS)
+            self._block = Plane(cells, self.depth, wanted, part="small", margin=HALO_CELLS / 3)
+            self._block_filters = self._filters_of(self._block)
+
+    def draw(
+        self,
+        pixels: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Draw the sky on a set of pixels.
+
+        Parameters
+        ----------
+        pixels : ndarray of int, optional
+            RING pixels; all of the sky by default.
+        progress : callable, optional
+            Told (charts drawn, charts in all) as the work goes on.
+
+        Returns
+        -------
+        ndarray, float32, shape (fields, npix)
+            A pixel's values do not depend on which other pixels are asked for.
+        """
+        npix = hp.nside2npix(self.nside) if pixels is None else len(pixels)
+        maps = np.zeros((len(self.fields), npix), np.float32)
+        charts, total = self.tiling.charts(self.nside, pixels), self.tiling.ntiles
+        if pixels is not None:
+            charts = [(tile, where) for tile, where in charts if len(where)]
+            total = len(charts)
+        for number, (tile, where) in enumerate(charts, start=1):
+            self._add(maps, tile, where, where if pixels is None else pixels[where])
+            if progress is not None:
+                progress(number, total)
+        return maps
+
+    @abstractmethod
+    def _filters_of(self, plane: Plane) -> dict[str, np.ndarray]:
+        """Filters of a plane, by name."""
+
+    @abstractmethod
+    def _filtered(
+        self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray
+    ) -> np.ndarray:
+        """Spline coefficients of the patterns that filters make of fields, (fields, size, size)."""
+
+    @abstractmethod
+    def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
+        """Add one chart's share to the maps at some places."""
+
+    def _canvas(self, tile: int) -> Canvas:
+        """What draws the fields of one chart."""
+        return Canvas(self.generator, tile, self.seed, fields=self.fields)
+
+    def _own(self, tile: int, fields: np.ndarray) -> np.ndarray:
+        """Drawn fields, less what they were drawn about."""
+        del tile
+        return fields
+
+    def _layers(self, tile: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the patterns of one chart.
+
+        Parameters
+        ----------
+        tile : int
+            Number of the chart.
+        places : ndarray, shape (n, 2)
+            Where on the chart they are wanted, radians.
+
+        Returns
+        -------
+        coarse, fine : ndarray, float32, each (fields, size, size)
+            Spline coefficients, and of what is to be added to these if the grid is finer than that
+            of whole charts; else the second is empty.
+        """
+        depth = self._plane.depth
+        if not self.generator.conditional:
+            coarse = mosaic(self.generator, tile, self.seed, self.fields)
+        else:
+            blocks = _blocks(places)
+            # Whatever a block's filters see is drawn, so that it is the same for any set of pixels.
+            octaves = self._canvas(tile).draw(depth, self.depth, _cells(blocks))
+            for number, finest in enumerate(octaves, start=1):
+                if number == depth:
+                    coarse = finest
+            coarse = self._own(tile, coarse)
+        coarse *= self._stretch(axis(coarse.shape[1]), axis(coarse.shape[2]))
+        patterns = self._filtered(self._plane, self._filters, coarse)
+        if self.depth == depth:
+            return patterns, patterns[:, :0, :0]
+        return patterns, self._fine_patterns(finest, blocks)
+
+    def _fine_patterns(self, fields: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """What a fine grid adds to the patterns, in some blocks of a chart."""
+        size = fields.shape[1]
+        side, halo = BLOCK_CELLS << self.depth, int(HALO_CELLS * 2**self.depth)
+        coordinates = axis(size)
+        patterns = np.zeros_like(fields)
+        for row, column in np.argwhere(blocks):
+            spans, window = [], []
+            for number in (row, column):
+                start = number * side - halo
+                spans.append(slice(max(0, start), min(size, start + side + 2 * halo)))
+                window.append(slice(spans[-1].start - start, spans[-1].stop - start))
+            rows, columns = spans
+            piece = np.zeros((len(fields), self._block.size, self._block.size), np.float32)
+            stretch = self._stretch(coordinates[rows], coordinates[columns])
+            piece[:, window[0], window[1]] = fields[:, rows, columns] * stretch
+            piece = self._filtered(self._block, self._block_filters, piece)
+            inner = slice(halo, halo + side)
+            rows, columns = (slice(number * side, (number + 1) * side) for number in (row, column))
+            patterns[:, rows, columns] = piece[:, inner, inner]
+        return patterns
+
+    def _stretch(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Factor on fields at places on a chart that keeps their spectra from changing with scale.
+
+        Where lengths on the sky are s times those on the chart, a spectrum D_ℓ of slope p comes out
+        s^p times as high. Slopes differ by so little that their mean serves all.
+        """
+        scale = 1 / (1 + (y[:, None] ** 2 + x**2) / 4) / MEAN_SCALE
+        return (scale ** (-0.5 * self._slope)).astype(np.float32)
+
+
+def _band_limit(depth: int) -> float:
+    """Multipole up to which a grid keeps spectra."""
+    return CUT[0] * np.pi * 2**depth / (CELL * MEAN_SCALE)
+
+
+def _blocks(places: np.ndarray) -> np.ndarray:
+    """Blocks of a fine grid in which, or right beside which, there are places."""
+    # The spline needs two pixels more; a quarter of a cell is at least that.
+    quarter = 4 * CELLS
+    x, y = np.floor(4 * (places / CELL + CELLS / 2)).astype(int).T
+    near = np.zeros((quarter, quarter), bool)
+    near[y, x] = True
+    near = scipy.ndimage.binary_dilation(near, np.ones((3, 3)))
+    number = CELLS // BLOCK_CELLS
+    return near.reshape(number, quarter // number, number, quarter // number).any(axis=(1, 3))
+
+
+def _cells(blocks: np.ndarray) -> np.ndarray:
+    """Cells of a chart that blocks of a fine grid, with their halos, are made of."""
+    cells = np.zeros((CELLS, CELLS), bool)
+    for row, column in np.argwhere(blocks) * BLOCK_CELLS:
+        rows, columns = (
+            slice(max(0, int(np.floor(start - HALO_CELLS))), start + BLOCK_CELLS + 2)
+            for start in (row, column)
+        )
+        cells[rows, columns] = True
+    return cells
