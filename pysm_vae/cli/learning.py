@@ -24,7 +24,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "octave": {
         "size": 64,
         "patches": 8000,
-        "epochs": 6,
+        "epochs": 12,
         "batch_size": 16,
         "learning_rate": 2e-3,
         "beta_1": 0.9,

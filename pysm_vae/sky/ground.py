@@ -275,7 +275,9 @@ class Ground:
         # These charts' own level does not count, only how it changes from where all are known.
         known = slice(len(deficit) // 2, 3 * len(deficit) // 4)
         further *= np.mean(deficit[known]) / np.mean(further[known])
-        return np.concatenate([deficit[: known.stop], further[known.stop :]])
+        share = np.linspace(0, 1, known.stop - known.start)
+        further[known] = (1 - share) * deficit[known] + share * further[known]
+        return np.concatenate([deficit[: known.start], further[known.start :]])
 
     def _drawn_for_template(self, tile: int, seed: int, depth: int) -> np.ndarray:
         """Fields drawn for the template on a chart, less the template's own."""
