@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +19,16 @@ import healpy as hp
 import numpy as np
 import pysm3
 import pysm3.units as u
-from astropy.io import fits
 
 from pysm_vae.channels import Channel
 from pysm_vae.dust import VAEDust
 from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.mapfiles import map_bytes, write_map
 from pysm_vae.mpi import agreed, gather, share
 from pysm_vae.region import region_pixels
 from pysm_vae.registration import presets
 from pysm_vae.sky.templates import load_template, pysm_presets
+from pysm_vae.vae.generator import load_generator
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -32,8 +36,7 @@ if TYPE_CHECKING:
 #: Told (what, done, in all), what being "charts" or "channels".
 Progress = Callable[[str, int, int], None]
 
-# What a FITS file and the picture take beside the pixels, generously.
-_HEADERS = 64 << 10
+# What the picture takes, generously.
 _PICTURE = 8 << 20
 
 # Arguments of VAEDust that have no option of their own.
@@ -132,41 +135,190 @@ def simulate(
         If the disk is too full. All this is found out before the sky is drawn, as far as it can
         be; a write that fails later leaves no part of a file.
     """
-    first = mpi_comm is None or mpi_comm.rank == 0
     with agreed(mpi_comm):
-        parameters = _parameters(preset, template, weights, settings or {}, seed)
+        order = Order.of(
+            out,
+            nside=nside,
+            channels=channels,
+            preset=preset,
+            template=template,
+            weights=weights,
+            settings=settings,
+            unit=unit,
+            region=region,
+            figure=figure,
+        )
+        check_seed(seed)
+        if mpi_comm is None or mpi_comm.rank == 0:
+            _check_targets(order.files(seed), overwrite)
+            check_space(order, 1)
+            if mpi_comm and order.parameters["template"] in pysm_presets():
+                # One rank fetches what PySM has to download, the others find it there.
+                load_template(order.parameters["template"])
+    return make(order, seed, progress=progress, mpi_comm=mpi_comm)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What maps are asked for, checked; made by :meth:`of`.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        Folder of the files.
+    nside : int
+        HEALPix resolution.
+    channels : tuple of Channel
+        Frequencies and bandpasses.
+    factors : tuple of float
+        Of each channel, from µK_RJ to the unit.
+    unit : Unit
+        Unit of the maps.
+    parameters : dict
+        What :class:`~pysm_vae.dust.VAEDust` is made with, but for the seed.
+    settings : dict
+        Those of the parameters that have no option of their own.
+    label : str
+        What the files are called by: the preset, or that it was changed.
+    region : str, path, (float, float, float) or None
+        The part of the sky.
+    pixels : ndarray of int64, shape (npix,), or None
+        Its pixels; None for all of the sky.
+    figure : bool
+        Whether a picture is wanted, too.
+    """
+
+    folder: Path
+    nside: int
+    channels: tuple[Channel, ...]
+    factors: tuple[float, ...]
+    unit: u.UnitBase
+    parameters: dict[str, Any]
+    settings: dict[str, Any]
+    label: str
+    region: str | Path | tuple[float, float, float] | None
+    pixels: np.ndarray | None
+    figure: bool
+
+    @classmethod
+    def of(
+        cls,
+        out: str | Path,
+        *,
+        nside: int,
+        channels: Sequence[Channel],
+        preset: str,
+        template: str | Path | u.Quantity | None,
+        weights: str | Path | None,
+        settings: Mapping[str, Any] | None = None,
+        unit: str | u.UnitBase,
+        region: str | Path | tuple[float, float, float] | None,
+        figure: bool,
+    ) -> Order:
+        """Check the arguments of :func:`simulate`; the same errors are raised."""
+        parameters = _parameters(preset, template, weights, settings or {})
         if isinstance(nside, bool) or not isinstance(nside, int | np.integer):
             raise TypeError(f"nside must be a whole number, not {nside!r}")
         if not hp.isnsideok(nside, nest=True):
             raise ValueError(f"nside must be a power of two, not {nside}")
-        channels = list(channels)
+        channels = tuple(channels)
         if not channels:
             raise ValueError("no channel: give at least one frequency, band or bandpass")
         target = _unit(unit)
-        factors = [channel.conversion(target) for channel in channels]
-        pixels = None if region is None else region_pixels(region, nside)
-
-        folder = Path(out)
-        suffix = f"nside{nside}_seed{seed}{'' if region is None else '_region'}"
-        # What is not the preset does not bear its name.
         custom = template is not None or weights is not None or settings
-        label = f"{preset}-custom" if custom else preset
-        paths = [folder / f"{label}_{channel.name}_{suffix}.fits" for channel in channels]
-        doubled = sorted({path.name for path in paths if paths.count(path) > 1})
+        order = cls(
+            folder=Path(out),
+            nside=int(nside),
+            channels=channels,
+            factors=tuple(channel.conversion(target) for channel in channels),
+            unit=target,
+            parameters=parameters,
+            settings=dict(settings or {}),
+            # What is not the preset does not bear its name.
+            label=f"{preset}-custom" if custom else preset,
+            region=region,
+            pixels=None if region is None else region_pixels(region, nside),
+            figure=figure,
+        )
+        names = [path.name for path in order.maps(0)]
+        doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(
                 f"two channels would both be written to {doubled[0]!r}: give each only once, and "
                 "bandpass files different names"
             )
-        picture = folder / f"{label}_{suffix}.png"
-        expected = [*paths, picture] if figure else paths
-        if first:
-            _check_targets(expected, overwrite)
-            _check_space(writable_folder(folder), nside, pixels, len(channels), figure)
-            large_scales = parameters["template"]
-            if mpi_comm and isinstance(large_scales, str) and large_scales in pysm_presets():
-                # One rank fetches what PySM has to download, the others find it there.
-                load_template(large_scales)
+        return order
+
+    @property
+    def npix(self) -> int:
+        """Pixels of a map."""
+        return hp.nside2npix(self.nside) if self.pixels is None else len(self.pixels)
+
+    def maps(self, seed: int) -> list[Path]:
+        """Files of a sky's maps, in the order of the channels."""
+        end = f"{self._end(seed)}.fits"
+        return [self.folder / f"{self.label}_{each.name}_{end}" for each in self.channels]
+
+    def picture(self, seed: int) -> Path:
+        """File of a sky's picture."""
+        return self.folder / f"{self.label}_{self._end(seed)}.png"
+
+    def files(self, seed: int) -> list[Path]:
+        """All files of a sky."""
+        return [*self.maps(seed), self.picture(seed)] if self.figure else self.maps(seed)
+
+    def _end(self, seed: int) -> str:
+        return f"nside{self.nside}_seed{seed}{'' if self.region is None else '_region'}"
+
+    @cached_property
+    def recipes(self) -> tuple[str, ...]:
+        """For each channel the SHA-256 of all that decides a map, but the seed.
+
+        Two maps with the same recipe and seed are the same, up to what other versions of other
+        packages change in the last digits.
+        """
+        common = {
+            "version": version("pysm_vae"),
+            "nside": self.nside,
+            "unit": str(self.unit),
+            "parameters": {key: _identity(value) for key, value in self.parameters.items()},
+            "weights": load_generator(self.parameters.get("weights", "default")).sha256,
+            "pixels": None if self.pixels is None else _digest(self.pixels.tobytes()),
+        }
+        found = []
+        for channel in self.channels:
+            weights = None if channel.weights is None else channel.weights.tolist()
+            band = {"freqs": channel.freqs.to_value(u.GHz).tolist(), "weights": weights}
+            text = json.dumps({**common, **band}, sort_keys=True, default=str)
+            found.append(_digest(text.encode()))
+        return tuple(found)
+
+
+def make(
+    order: Order,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+    mpi_comm: Comm | None = None,
+) -> list[Path]:
+    """Draw one sky and write its files, replacing those that are there.
+
+    Parameters
+    ----------
+    order : Order
+        What is asked for.
+    seed : int
+        Which sky.
+    progress, mpi_comm
+        As :func:`simulate`.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files.
+    """
+    first = mpi_comm is None or mpi_comm.rank == 0
+    nside, pixels, parameters = order.nside, order.pixels, {**order.parameters, "seed": seed}
 
     def charts(done: int, total: int) -> None:
         if progress is not None:
@@ -179,24 +331,58 @@ def simulate(
         if mine is not None:
             parameters["map_dist"] = pysm3.MapDistribution(mine, mpi_comm, nside)
         model = VAEDust(nside, progress=charts, **parameters)
+    channels, paths = order.channels, order.maps(seed)
     shown = max(range(len(channels)), key=lambda k: channels[k].centre)
-    for k, (channel, factor, path) in enumerate(zip(channels, factors, paths, strict=True)):
+    for k, (channel, path) in enumerate(zip(channels, paths, strict=True)):
         with agreed(mpi_comm):
             maps = model.get_emission(channel.freqs, channel.weights).value
-            maps *= factor
+            maps *= order.factors[k]
             maps = maps.astype(np.float32)
         if mpi_comm is not None:
             maps = gather(mpi_comm, maps, nside, pixels)
         with agreed(mpi_comm):
             if first:
-                cards = _cards(model, channel, label, settings or {}, region)
-                _write(path, maps, nside, pixels, cards, target)
-                if figure and k == shown:
-                    title = f"{label}, seed {seed}"
-                    _draw(picture, model, channel, maps, pixels, target, title)
+                cards = _cards(model, order, k)
+                write_map(path, maps, nside=nside, pixels=pixels, unit=order.unit, cards=cards)
+                if order.figure and k == shown:
+                    _draw(order, seed, model, channel, maps)
         if progress is not None:
             progress("channels", k + 1, len(channels))
-    return expected
+    return order.files(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of a sky."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, not {seed!r}")
+
+
+def check_space(order: Order, skies: int) -> None:
+    """Make the folder if need be, and see whether so many skies fit into it.
+
+    Raises
+    ------
+    NotADirectoryError, PermissionError
+        If the folder cannot be written to.
+    OSError
+        If the disk is too full.
+    """
+    folder = writable_folder(order.folder)
+    needed = skies * sky_bytes(order)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        number = skies * len(order.channels)
+        raise OSError(
+            errno.ENOSPC,
+            f"{number} maps of nside {order.nside} need {needed / 1e6:.0f} MB in {str(folder)!r}, "
+            f"which has {free / 1e6:.0f} MB left: free some space, or name another folder",
+        )
+
+
+def sky_bytes(order: Order) -> int:
+    """Bytes that one sky takes on disk, and a little more."""
+    size = len(order.channels) * map_bytes(order.nside, order.pixels)
+    return size + (_PICTURE if order.figure else 0)
 
 
 def _parameters(
@@ -204,14 +390,13 @@ def _parameters(
     template: str | Path | u.Quantity | None,
     weights: str | Path | None,
     settings: Mapping[str, Any],
-    seed: int,
 ) -> dict[str, Any]:
     """What VAEDust is made with: the preset's values, unless others are given."""
     known = presets()
     if preset not in known:
         raise ValueError(f"no preset {preset!r} in this package: there is {', '.join(known)}")
-    parameters = {**known[preset], "seed": seed}
-    del parameters["class"]
+    parameters = dict(known[preset])
+    del parameters["class"], parameters["seed"]
     if wrong := set(settings) - _SETTINGS:
         raise ValueError(
             f"no setting {', '.join(sorted(wrong))}: there are {', '.join(sorted(_SETTINGS))}"
@@ -221,6 +406,19 @@ def _parameters(
         if value is not None:
             parameters[name] = value
     return parameters
+
+
+def _identity(value: Any) -> Any:
+    """What a parameter is known again by: of files and arrays, the content."""
+    if isinstance(value, u.Quantity):
+        return [str(value.unit), _digest(np.ascontiguousarray(value.value).tobytes())]
+    if isinstance(value, str | Path) and Path(value).is_file():
+        return _digest(Path(value).read_bytes())
+    return value
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _unit(unit: str | u.UnitBase) -> u.UnitBase:
@@ -249,118 +447,21 @@ def _check_targets(paths: list[Path], overwrite: bool) -> None:
         )
 
 
-def _check_space(
-    folder: Path, nside: int, pixels: np.ndarray | None, channels: int, figure: bool
-) -> None:
-    if pixels is None:
-        size = hp.nside2npix(nside) * 3 * np.dtype(np.float32).itemsize
-    else:
-        size = len(pixels) * _partial_type(nside).itemsize
-    needed = channels * (size + _HEADERS) + (_PICTURE if figure else 0)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{channels} maps of nside {nside} need {needed / 1e6:.0f} MB in {str(folder)!r}, "
-            f"which has {free / 1e6:.0f} MB left: free some space, or name another folder",
-        )
-
-
-def _partial_type(nside: int) -> np.dtype:
-    """A row of a partial map's table, with the names that healpy gives the columns."""
-    number = ">i4" if hp.nside2npix(nside) <= np.iinfo(np.int32).max else ">i8"
-    names = ("TEMPERATURE", "Q_POLARISATION", "U_POLARISATION")
-    return np.dtype([("PIXEL", number), *((name, ">f4") for name in names)])
-
-
-def _write(
-    path: Path,
-    maps: np.ndarray,
-    nside: int,
-    pixels: np.ndarray | None,
-    cards: list[tuple],
-    unit: u.UnitBase,
-) -> None:
-    with atomic_write(path) as partial:
-        if pixels is not None:
-            _write_partial(partial, maps, nside, pixels, cards, unit)
-            return
-        hp.write_map(
-            partial,
-            maps,
-            dtype=np.float32,
-            coord="G",
-            column_units=_fits_unit(unit),
-            extra_header=cards,
-            # It is the temporary file, which exists.
-            overwrite=True,
-        )
-
-
-def _write_partial(
-    path: Path,
-    maps: np.ndarray,
-    nside: int,
-    pixels: np.ndarray,
-    cards: list[tuple],
-    unit: u.UnitBase,
-) -> None:
-    """As ``healpy.write_map(..., partial=True)``, which wants all pixels of the sky in memory."""
-    rows = np.empty(len(pixels), _partial_type(nside))
-    for name, values in zip(rows.dtype.names, (pixels, *maps), strict=True):
-        rows[name] = values
-    table = fits.BinTableHDU(rows)
-    for k in (2, 3, 4):
-        table.header.set(f"TUNIT{k}", _fits_unit(unit), after=f"TFORM{k}")
-    for card in (
-        ("PIXTYPE", "HEALPIX", "HEALPIX pixelisation"),
-        ("ORDERING", "RING", "Pixel ordering scheme, either RING or NESTED"),
-        ("COORDSYS", "G", "Ecliptic, Galactic or Celestial (equatorial)"),
-        ("NSIDE", nside, "Resolution parameter of HEALPIX"),
-        ("INDXSCHM", "EXPLICIT", "Indexing: IMPLICIT or EXPLICIT"),
-        ("OBS_NPIX", len(pixels), "Number of pixels in the table"),
-        ("OBJECT", "PARTIAL", "Sky coverage, either FULLSKY or PARTIAL"),
-        *cards,
-    ):
-        table.header[card[0]] = card[1:]
-    table.writeto(path, overwrite=True)
-
-
-def _draw(
-    path: Path,
-    model: VAEDust,
-    channel: Channel,
-    maps: np.ndarray,
-    pixels: np.ndarray | None,
-    unit: u.UnitBase,
-    title: str,
-) -> None:
+def _draw(order: Order, seed: int, model: VAEDust, channel: Channel, maps: np.ndarray) -> None:
     from pysm_vae.figures import region_figure, sky_figure
 
-    if pixels is None:
-        figure = sky_figure(model, channel, maps, unit, title=title)
+    title = f"{order.label}, seed {seed}"
+    if order.pixels is None:
+        figure = sky_figure(model, channel, maps, order.unit, title=title)
     else:
-        figure = region_figure(model.nside, pixels, channel, maps, unit, title=title)
-    with atomic_write(path) as partial:
+        figure = region_figure(order.nside, order.pixels, channel, maps, order.unit, title=title)
+    with atomic_write(order.picture(seed)) as partial:
         figure.savefig(partial, format="png", dpi=150)
 
 
-def _fits_unit(unit: u.UnitBase) -> str:
-    """The unit as the FITS standard writes it; it knows no K_CMB, which is left as it is."""
-    try:
-        return unit.to_string("fits")
-    except ValueError:
-        return str(unit)
-
-
-def _cards(
-    model: VAEDust,
-    channel: Channel,
-    preset: str,
-    settings: Mapping[str, Any],
-    region: str | Path | tuple[float, float, float] | None,
-) -> list[tuple]:
+def _cards(model: VAEDust, order: Order, number: int) -> list[tuple]:
     """Header cards that say what a file is and how to make it again."""
+    channel = order.channels[number]
     nu = channel.freqs.to_value(u.GHz)
     cards: list[tuple] = [
         ("EXTNAME", "DUST", "I, Q, U of Galactic dust"),
@@ -377,17 +478,20 @@ def _cards(
         ]
     if channel.source:
         cards.append(("BANDFILE", _ascii(channel.source)))
-    if region is not None:
-        cards.append(("REGION", _ascii(_region_name(region)), "the part of the sky"))
-    if settings:
-        cards.append(("SETTINGS", _ascii(json.dumps(settings, default=str, sort_keys=True))))
+    if order.region is not None:
+        cards.append(("REGION", _ascii(_region_name(order.region)), "the part of the sky"))
+    if order.settings:
+        text = json.dumps(order.settings, default=str, sort_keys=True)
+        cards.append(("SETTINGS", _ascii(text), "other arguments of VAEDust"))
     cards += [
-        ("PRESET", preset, "pysm_vae preset; -custom: with other parts"),
+        ("PRESET", order.label, "pysm_vae preset; -custom: with other parts"),
         ("SEED", model.seed, "seed of the small scales"),
         ("TEMPLATE", _ascii(model.template.name)),
         ("WEIGHTS", _ascii(model.generator.name)),
         # It fills the card: a comment would not fit.
         ("WSHA256", model.generator.sha256),
+        # All of the above but the seed, and what no card has room for.
+        ("RECIPE", order.recipes[number]),
         ("FREQREF", model.freq_ref_I.to_value(u.GHz), "[GHz] reference of the modified blackbody"),
         ("LMAX", math.floor(model.lmax), "small scales reach this multipole"),
     ]

@@ -18,7 +18,7 @@ import pysm_vae.simulate
 from pysm_vae import VAEDust
 from pysm_vae.channels import Channel
 from pysm_vae.figures import region_figure, sky_figure, unit_label
-from pysm_vae.simulate import simulate
+from pysm_vae.simulate import Order, check_space, simulate
 
 NSIDE = 16
 SEED = 7
@@ -377,21 +377,26 @@ class TestRefused:
         """Of many pixels few are written, but with their numbers."""
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 100_000))
-        pixels = np.arange(1000)
-        pysm_vae.simulate._check_space(tmp_path, 8192, pixels, 1, False)
+        settings = {"preset": "vae0", "template": None, "weights": None, "unit": "uK_RJ"}
+        settings |= {"nside": 8192, "channels": [Channel.at(353)], "figure": False}
+        few = Order.of(tmp_path, region=(0, 0, 0.1), **settings)
+        assert 500 < few.npix < 1000
+        check_space(few, 1)
         with pytest.raises(OSError, match="free some space"):
-            pysm_vae.simulate._check_space(tmp_path, 8192, np.arange(3000), 1, False)
+            check_space(few, 2)
+        with pytest.raises(OSError, match="free some space"):
+            check_space(Order.of(tmp_path, region=(0, 0, 0.2), **settings), 1)
 
     def test_disk_fills_up_midway(self, tmp_path, monkeypatch):
-        real = hp.write_map
+        real = fits.BinTableHDU.writeto
 
-        def write(path, *args, **kwargs):
-            real(path, *args, **kwargs)
+        def write(table, path, **kwargs):
+            real(table, path, **kwargs)
             if "band" in Path(path).name:
                 Path(path).write_bytes(Path(path).read_bytes()[:5000])
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-        monkeypatch.setattr(hp, "write_map", write)
+        monkeypatch.setattr(fits.BinTableHDU, "writeto", write)
         channels = [Channel.at(353), Channel.top_hat(140, 160)]
         self.refused(tmp_path, OSError, "No space left", channels=channels, figure=False)
         # The first map is whole; of the second nothing is left.

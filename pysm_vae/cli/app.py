@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -16,13 +17,38 @@ import typer
 if TYPE_CHECKING:
     from pysm_vae.simulate import Progress
 
+_HELP = """Non-Gaussian Galactic dust for PySM 3, learned from Planck.
+
+**Make maps** of a sky, which is a seed, at some frequencies (GHz), and look at one:
+
+`pysm-vae simulate --nside 128 --freq 95 --freq 150 --seed 7 --out maps`
+
+`pysm-vae plot maps/vae0_150GHz_nside128_seed7.fits`
+
+**Make many**, and after a kill only what is missing; or see first what it takes:
+
+`pysm-vae simulate --nside 256 --freq 150 --seeds 0:100 --out maps --dry-run`
+
+**Learn from your own map** of dust, and make skies with that:
+
+`pysm-vae train --map mine.fits@5 --out runs/mine`
+
+`pysm-vae simulate --nside 128 --freq 150 --weights runs/mine/octave.json --out maps`
+
+In Python: `import pysm3, pysm_vae; pysm3.Sky(nside=128, preset_strings=["vae0"])`.
+"""
+
+_EPILOG = """Each command has its own --help, with examples. Exit codes: 0, all is done; 1, it
+failed (disk, network, or something unforeseen); 2, an option or a file cannot be used; 130,
+interrupted. Errors are one line on standard error; --debug shows where they come from. `pysm-vae
+--install-completion` lets the shell complete commands, options, presets and weights."""
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Non-Gaussian Galactic dust for PySM 3, learned from Planck.",
-    epilog="Start with: `pysm-vae simulate --nside 128 --freq 353 --out maps`. "
-    "Each command has its own --help.",
+    help=_HELP,
+    epilog=_EPILOG,
 )
 
 # Bad arguments and inputs; whatever else goes wrong exits with 1.
@@ -46,6 +72,10 @@ def reported(debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
+    except KeyboardInterrupt:
+        # What shells give a program that SIGINT has ended.
+        typer.echo("pysm-vae: interrupted", err=True)
+        raise typer.Exit(130) from None
     except Exception as error:
         from pysm_vae.mpi import LaunchError, RankError
 
@@ -103,14 +133,64 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+class _Notes(logging.Handler):
+    """What this package logs, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"pysm-vae: {record.levelname.lower()}: {self.format(record)}", err=True)
+
+
+@app.callback(help=_HELP)
 def main(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more of what is going on.")
+    ] = False,
 ) -> None:
-    """Non-Gaussian Galactic dust for PySM 3, learned from Planck."""
+    """Set up what is logged, for as long as the command runs."""
+    logger, notes = logging.getLogger("pysm_vae"), _Notes()
+    before = logger.level
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    context.call_on_close(lambda: logger.removeHandler(notes))
+    context.call_on_close(lambda: logger.setLevel(before))
+
+
+def complete_preset() -> list[str]:
+    """Names of the presets, for the shell."""
+    from pysm_vae.registration import presets
+
+    return list(presets())
+
+
+def complete_weights() -> list[str]:
+    """Names of the shipped weights, for the shell."""
+    from pysm_vae.vae.generator import SHIPPED_WEIGHTS
+
+    return ["default", *SHIPPED_WEIGHTS]
+
+
+def complete_template() -> list[str]:
+    """Names of templates, for the shell."""
+    from pysm_vae.sky.templates import pysm_presets
+
+    return ["embedded", *pysm_presets()]
+
+
+def complete_unit() -> list[str]:
+    """The usual units of maps, for the shell."""
+    return ["uK_CMB", "uK_RJ", "K_CMB", "K_RJ", "MJy/sr"]
+
+
+def complete_dataset() -> list[str]:
+    """Names of maps that can be fetched, for the shell."""
+    from pysm_vae.vae.download import DATASETS
+
+    return list(DATASETS)
 
 
 def on_terminal() -> bool:

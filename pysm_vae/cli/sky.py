@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import toml
 import typer
 
-from pysm_vae.cli.app import Debug, app, progress_bars, reported, without_native_notes
+from pysm_vae.cli.app import (
+    Debug,
+    app,
+    complete_preset,
+    complete_template,
+    complete_unit,
+    complete_weights,
+    progress_bars,
+    reported,
+    without_native_notes,
+)
 
 
 @app.command()
@@ -30,29 +40,50 @@ def simulate(
             "comments. Repeat for more."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which sky.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Which sky [0].")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="START:STOP",
+            help="Many skies, without STOP; or numbers: 3,7,20:30. Those that are there, complete, "
+            "are kept.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N", help="Of --seeds only the K-th of N parts [a SLURM array task's own]."
+        ),
+    ] = None,
     unit: Annotated[
-        str, typer.Option(help="uK_CMB, uK_RJ, K_CMB, MJy/sr, or what else PySM converts to.")
+        str,
+        typer.Option(
+            help="uK_CMB, uK_RJ, K_CMB, MJy/sr, or what else PySM converts to.",
+            autocompletion=complete_unit,
+        ),
     ] = "uK_CMB",
     preset: Annotated[
         str,
         typer.Option(
             help="vae0: offline; vae1: on PySM's d10 (fetched once by PySM); vae2, vae3: the same "
-            "with small scales of beta and temperature; vae0i: intensity alone."
+            "with small scales of beta and temperature; vae0i: intensity alone.",
+            autocompletion=complete_preset,
         ),
     ] = "vae0",
     template: Annotated[
         str | None,
         typer.Option(
             help="Large scales, in place of the preset's: embedded, a PySM dust preset such as "
-            "d10, or a FITS file of I, Q, U."
+            "d10, or a FITS file of I, Q, U.",
+            autocompletion=complete_template,
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
             help="Network, in place of the preset's: octave, thorne2021, or the .json card of "
-            "your own training."
+            "your own training.",
+            autocompletion=complete_weights,
         ),
     ] = None,
     settings: Annotated[
@@ -72,9 +103,17 @@ def simulate(
             "0 there. Writes partial maps.",
         ),
     ] = None,
-    figure: Annotated[bool, typer.Option(help="Also draw a picture.")] = True,
+    figure: Annotated[
+        bool | None, typer.Option(help="Also draw a picture [yes; with --seeds: no].")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that are there already.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only check everything, and estimate time, memory and disk space."
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -95,9 +134,19 @@ def simulate(
     `pysm-vae simulate --nside 2048 --freq 353 --region 110,-38,10 --out maps`
 
     `mpiexec -n 4 pysm-vae simulate --nside 2048 --freq 353 --out maps`
+
+    A hundred skies, on one machine or shared by the tasks of a SLURM job array or by MPI ranks.
+    After a kill the same command makes what is missing:
+
+    `pysm-vae simulate --nside 256 --freq 353 --seeds 0:100 --out maps`
+
+    What would that take?
+
+    `pysm-vae simulate --nside 256 --freq 353 --seeds 0:100 --out maps --dry-run`
     """
     with reported(debug):
         from pysm_vae.channels import Channel
+        from pysm_vae.ensemble import own_part, parse_seeds, simulate_many
         from pysm_vae.mpi import agreed, share_cores, world
         from pysm_vae.simulate import simulate as make_maps
 
@@ -108,26 +157,69 @@ def simulate(
             channels += [Channel.from_file(path) for path in bandpass or ()]
             if not channels:
                 raise ValueError("nothing to map: give --freq, --band or --bandpass at least once")
+            if seeds is None and part is not None:
+                raise ValueError("--part is for --seeds: give these, too")
+            if seeds is not None and seed is not None:
+                raise ValueError("give --seed or --seeds, not both")
+            given = parse_settings(settings or ())
+            many = None if seeds is None else parse_seeds(seeds)
+            share = None if many is None else own_part(part, ranks)
         if ranks is not None:
             share_cores(ranks)
+        options: dict[str, Any] = {
+            "nside": nside,
+            "channels": channels,
+            "preset": preset,
+            "template": template,
+            "weights": weights,
+            "settings": given,
+            "unit": unit,
+            "region": region,
+        }
         first = ranks is None or ranks.rank == 0
-        labels = {"charts": "drawing the sky", "channels": "writing maps"} if first else {}
-        with without_native_notes(debug), progress_bars(labels) as progress:
+        if dry_run:
+            from pysm_vae.estimate import estimate
+
+            if ranks is not None:
+                raise ValueError("--dry-run is for one process: leave mpiexec out")
+            with without_native_notes(debug):
+                found = estimate(
+                    out,
+                    seeds=[seed or 0] if many is None else many[share.number :: share.count],
+                    figure=many is None if figure is None else figure,
+                    **options,
+                )
+            typer.echo(found.text())
+            return
+        labels = {"charts": "drawing the sky", "channels": "writing maps"}
+        if many is not None:
+            with (
+                without_native_notes(debug),
+                progress_bars({"skies": "skies", **labels} if first else {}) as progress,
+            ):
+                done = simulate_many(
+                    out,
+                    seeds=many,
+                    figure=bool(figure),
+                    overwrite=overwrite,
+                    part=share,
+                    progress=progress,
+                    **options,
+                )
+            typer.echo(
+                f"{len(done.made)} of {len(done.made) + len(done.kept)} skies made in {out}, "
+                f"{len(done.kept)} were there"
+            )
+            return
+        with without_native_notes(debug), progress_bars(labels if first else {}) as progress:
             files = make_maps(
                 out,
-                nside=nside,
-                channels=channels,
-                preset=preset,
-                template=template,
-                weights=weights,
-                settings=parse_settings(settings or ()),
-                seed=seed,
-                unit=unit,
-                region=region,
-                figure=figure,
+                seed=seed or 0,
+                figure=figure is not False,
                 overwrite=overwrite,
                 progress=progress,
                 mpi_comm=ranks,
+                **options,
             )
         for file in files if first else ():
             typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")

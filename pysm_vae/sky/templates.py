@@ -23,7 +23,7 @@ import pysm3
 import pysm3.units as u
 from astropy.io import fits
 
-from pysm_vae.files import data_path
+from pysm_vae.files import data_path, file_stamp
 from pysm_vae.sky.sed import emission
 
 log = logging.getLogger(__name__)
@@ -476,10 +476,11 @@ def load_template(
     if spec == "embedded":
         return _embedded_large_scales(split)
     presets = pysm_presets()
+    # Read once, so that all skies of a process share what is worked out for a template.
     if spec in presets:
-        return _from_pysm(str(spec), freq_ref, split)
+        return _from_pysm(str(spec), _hashable(freq_ref), split)
     if Path(spec).is_file():
-        return _from_file(Path(spec), freq_ref, split)
+        return _from_file(file_stamp(spec), _hashable(freq_ref), split)
     message = (
         f"template {str(spec)!r}: there is no such file, and no preset of that name. "
         f"Choose one of embedded, {', '.join(presets)}, or give the path of an I, Q, U map."
@@ -531,7 +532,13 @@ def _embedded_large_scales(split: tuple[float, float]) -> Template:
     )
 
 
-def _from_pysm(name: str, freq_ref: u.Quantity, split: tuple[float, float]) -> Template:
+def _hashable(freq_ref: u.Quantity) -> float:
+    return freq_ref.to_value(u.GHz).item()
+
+
+@lru_cache(maxsize=4)
+def _from_pysm(name: str, freq_ghz: float, split: tuple[float, float]) -> Template:
+    freq_ref = freq_ghz * u.GHz
     try:
         sky = pysm3.Sky(nside=_PYSM_NSIDE, preset_strings=[name])
     except OSError as error:
@@ -558,7 +565,11 @@ def _from_pysm(name: str, freq_ref: u.Quantity, split: tuple[float, float]) -> T
     )
 
 
-def _from_file(path: Path, freq_ref: u.Quantity, split: tuple[float, float]) -> Template:
+@lru_cache(maxsize=4)
+def _from_file(
+    stamp: tuple[str, int, int], freq_ghz: float, split: tuple[float, float]
+) -> Template:
+    path, freq_ref = Path(stamp[0]), freq_ghz * u.GHz
     try:
         # Opened here, since healpy leaves a file that it cannot read open.
         with fits.open(path) as hdus:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import gamma
 
-from pysm_vae.files import atomic_write, data_path
+from pysm_vae.files import atomic_write, data_path, file_stamp
 
 if TYPE_CHECKING:
     from pysm_vae.vae.networks import PatchVAE
@@ -468,13 +468,23 @@ def load_generator(weights: str | Path = "default") -> Generator:
             f"no weights {name!r}: choose 'default', one of {', '.join(SHIPPED_WEIGHTS)}, "
             "or the path of a model card (.json) that 'pysm-vae train' wrote"
         )
-    return Generator.from_card(path)
+    beside = path.with_suffix(".npz")
+    return _loaded(file_stamp(path), file_stamp(beside) if beside.is_file() else None)
+
+
+# Shared, so that their functions are traced once, and skies share what is worked out for one;
+# nothing changes a generator.
 
 
 @lru_cache
 def _shipped(name: str) -> Generator:
-    # Shared, so that its functions are traced once; nothing changes a generator.
     return Generator.from_card(data_path(f"{name}.json"))
+
+
+@lru_cache(maxsize=4)
+def _loaded(card: tuple[str, int, int], weights: tuple[str, int, int] | None) -> Generator:
+    del weights  # with others, it is another generator
+    return Generator.from_card(card[0])
 
 
 def save_weights(network: PatchVAE, path: Path) -> str:

@@ -1,0 +1,239 @@
+"""What making maps will take: time, memory and disk space, from a short measurement."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import healpy as hp
+import numpy as np
+import pysm3
+
+from pysm_vae.dust import VAEDust
+from pysm_vae.ensemble import is_there
+from pysm_vae.mapfiles import write_map
+from pysm_vae.simulate import Order, check_seed, sky_bytes
+from pysm_vae.sky.tiling import Tiling
+
+#: Shares of the sky that are drawn: from two, what a chart costs is told from what a pixel does.
+SHARES = (0.002, 0.03)
+#: Or so many pixels, if the shares are more.
+MOST_PIXELS = (40_000, 600_000)
+#: Bytes a pixel while a map is written, beside what the process holds: I, Q, U of the sky in
+#: single precision, of the channel in double and in single, and the table.
+PIXEL_BYTES = 3 * (4 + 8 + 4 + 4)
+#: Seconds that a picture takes: 4.4 at nside 128 and 5.1 at 1024, on one core of 2026.
+PICTURE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is expected of a run.
+
+    Attributes
+    ----------
+    skies, kept : int
+        Skies that would be made, and that are there already.
+    maps : int
+        Maps of each.
+    nside : int
+        Their resolution.
+    start, each : float
+        Seconds until the first sky is begun, and for each sky.
+    memory : float or None
+        Bytes at the most; None where the system does not tell what this process holds.
+    disk, free : float
+        Bytes of the files that would be made, and that the disk has left.
+    how : str
+        How all this was found.
+    """
+
+    skies: int
+    kept: int
+    maps: int
+    nside: int
+    start: float
+    each: float
+    memory: float | None
+    disk: float
+    free: float
+    how: str
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.start + self.skies * self.each if self.skies else 0.0
+
+    def text(self) -> str:
+        """All of it, in a few lines."""
+        kept = f"; {self.kept} more are there and would be kept" if self.kept else ""
+        full = "" if self.disk <= self.free else ": NOT ENOUGH"
+        memory = "not known on this system" if self.memory is None else _size(self.memory)
+        return "\n".join(
+            (
+                f"skies: {self.skies}, of {self.maps} maps each at nside {self.nside}{kept}",
+                f"time: {_time(self.seconds)} ({_time(self.start)} to start, "
+                f"{_time(self.each)} a sky)",
+                f"memory: {memory}",
+                f"disk: {_size(self.disk)} of the {_size(self.free)} that are free{full}",
+                f"how: {self.how}",
+            )
+        )
+
+
+def estimate(
+    out: str | Path,
+    *,
+    seeds: Sequence[int],
+    figure: bool = False,
+    preset: str = "vae0",
+    template: Any = None,
+    weights: str | Path | None = None,
+    unit: Any = "uK_CMB",
+    region: Any = None,
+    **options: Any,
+) -> Estimate:
+    """Check the arguments of a run, and find out what it will take; nothing is written to ``out``.
+
+    Two discs of the sky are drawn at the resolution asked for, one small and one larger, and a map
+    of the larger is written to the folder for temporary files. Drawing takes so long a chart, and
+    so long a pixel.
+
+    Parameters
+    ----------
+    out : path-like
+        Folder of the files.
+    seeds : sequence of int
+        The skies.
+    figure, preset, template, weights, unit, region, nside, channels
+        See :func:`pysm_vae.simulate.simulate`.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, FileExistsError, ConnectionError
+        As the run itself would.
+    """
+    for seed in seeds:
+        check_seed(seed)
+    order = Order.of(
+        out, preset=preset, template=template, weights=weights, unit=unit, region=region,
+        figure=figure, **options,
+    )  # fmt: skip
+    kept = sum(is_there(order, seed, whole=False, overwrite=True) for seed in seeds)
+    tiling = Tiling()
+
+    start = time.perf_counter()
+    # What all skies share is worked out here.
+    _draw(order, _disc(order, tiling, 0)[0])
+    ready = time.perf_counter() - start
+    discs = [_disc(order, tiling, number) for number in (0, 1)]
+    # Once more for each, as the first of a size may compile.
+    drawn = [min(_draw(order, pixels)[0] for _ in range(2)) for pixels, _ in discs]
+    (few, charts), (many, _) = ((len(pixels), touched) for pixels, touched in discs)
+    a_pixel = max(0.0, drawn[1] - drawn[0]) / max(1, many - few)
+    a_chart = max(0.0, drawn[0] - few * a_pixel) / charts
+    _, model = _draw(order, discs[1][0])
+    channels, written = _channels(order, model, discs[1][0])
+
+    touched = tiling.ntiles if order.pixels is None else _touched(order, tiling, order.pixels)
+    each = a_chart * touched + order.npix * (a_pixel + (channels + written) / many)
+    each += PICTURE_SECONDS if order.figure else 0.0
+    held = _held()
+    how = (
+        f"drew {few} and {many} pixels of nside {order.nside} here and now, in {drawn[0]:.2g} s "
+        f"and {drawn[1]:.2g} s ({charts} charts; the sky has {tiling.ntiles}), scaled them in "
+        f"frequency in {channels:.2g} s and wrote them to {tempfile.gettempdir()} in "
+        f"{written:.2g} s"
+        f"{f'; a picture takes {PICTURE_SECONDS:g} s' if order.figure else ''}. Memory is what "
+        f"this process held at the most, and {PIXEL_BYTES} bytes a pixel"
+    )
+    return Estimate(
+        skies=len(seeds) - kept,
+        kept=kept,
+        maps=len(order.channels),
+        nside=order.nside,
+        start=ready,
+        each=each,
+        memory=None if held is None else held + PIXEL_BYTES * order.npix,
+        disk=(len(seeds) - kept) * sky_bytes(order),
+        free=_free(order.folder),
+        how=how,
+    )
+
+
+def _disc(order: Order, tiling: Tiling, number: int) -> tuple[np.ndarray, int]:
+    """Pixels around the middle of a chart, and how many charts they touch."""
+    share = min(SHARES[number], MOST_PIXELS[number] / hp.nside2npix(order.nside))
+    radius = max(np.arccos(1 - 2 * share), (1 + number) * hp.nside2resol(order.nside))
+    pixels = np.sort(hp.query_disc(order.nside, tiling.centres[0], radius))
+    return pixels, _touched(order, tiling, pixels)
+
+
+def _touched(order: Order, tiling: Tiling, pixels: np.ndarray) -> int:
+    return sum(len(where) > 0 for _, where in tiling.charts(order.nside, pixels))
+
+
+def _draw(order: Order, pixels: np.ndarray) -> tuple[float, VAEDust]:
+    start = time.perf_counter()
+    dist = pysm3.MapDistribution(pixel_indices=pixels)
+    model = VAEDust(order.nside, seed=0, map_dist=dist, **order.parameters)
+    return time.perf_counter() - start, model
+
+
+def _channels(order: Order, model: VAEDust, pixels: np.ndarray) -> tuple[float, float]:
+    """Seconds for the emission of all channels, and to write as many maps."""
+    emitted = 0.0
+    for channel in order.channels:
+        model.get_emission(channel.freqs, channel.weights)
+        start = time.perf_counter()
+        maps = model.get_emission(channel.freqs, channel.weights).value.astype(np.float32)
+        emitted += time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "map.fits"
+        start = time.perf_counter()
+        write_map(path, maps, nside=order.nside, pixels=pixels, unit=order.unit, cards=[])
+        written = (time.perf_counter() - start) * len(order.channels)
+    return emitted, written
+
+
+def _held() -> float | None:
+    """The most memory that this process has held, bytes."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # getrusage(2): kilobytes, but bytes on macOS.
+    return float(most if sys.platform == "darwin" else 1024 * most)
+
+
+def _free(folder: Path) -> float:
+    """Bytes left where a folder is, or will be."""
+    folder = folder.absolute()
+    return float(shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.3g} {unit}" if number < 1000 else f"{number:.0f} {unit}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
