@@ -25,6 +25,7 @@ from pysm_vae.vae.patches import tangent_grid
 if TYPE_CHECKING:
     from pysm_vae.channels import Channel
     from pysm_vae.dust import VAEDust
+    from pysm_vae.mapfiles import HealpixFile
 
 #: Galactic longitude and latitude (degrees) of the field that is shown enlarged: cirrus in Pegasus,
 #: away from the plane.
@@ -73,7 +74,9 @@ def sky_figure(
         f"({FIELD[0]:g}°, {FIELD[1]:g}°)".replace("-", "−"),
         fontsize=15,
     )
-    _draw_skies(top.subplots(1, 3), maps, label)
+    stokes = dict(zip("IQU", maps, strict=True))
+    frame = (*FIELD, FIELD_SIDE)
+    _draw_skies(top.subplots(1, 3), stokes, _styles(stokes), label, frame)
     _draw_fields(bottom, model, channel, maps, channel.conversion(unit), label)
     return figure
 
@@ -115,10 +118,24 @@ def region_figure(
     heading = f"Galactic dust at {channel.label}, nside {nside}"
     about = f"about (l, b) = ({lon:.1f}°, {lat:.1f}°)".replace("-", "−")
     figure.suptitle(f"{title}: {heading}, {about}" if title else f"{heading}, {about}", fontsize=17)
+    stokes = dict(zip("IQU", maps, strict=True))
     axes = figure.subplots(1, 3, sharey=True)
-    for axis, stokes, (name, colours, norm) in zip(axes, maps, _stokes_styles(maps), strict=True):
+    _draw_region(axes, stokes, _styles(stokes), places, half, unit_label(unit))
+    axes[0].set_ylabel("degrees north")
+    return figure
+
+
+def _draw_region(
+    axes: np.ndarray,
+    stokes: dict[str, np.ndarray],
+    styles: dict[str, tuple[str, Normalize]],
+    places: np.ndarray,
+    half: float,
+    label: str,
+) -> None:
+    for axis, (name, (colours, norm)) in zip(axes, styles.items(), strict=True):
         shown = axis.imshow(
-            np.ma.masked_array(stokes[places], places < 0),
+            np.ma.masked_invalid(np.ma.masked_array(stokes[name][places], places < 0)),
             extent=(half, -half, -half, half),
             origin="lower",
             cmap=colours,
@@ -127,15 +144,149 @@ def region_figure(
         )
         axis.set_title(name, fontsize=16)
         axis.set_xlabel("degrees east")
-        # A region's values need not span a decade.
-        bar = _colour_bar([axis], shown, unit_label(unit))
-        low, high = shown.get_clim()
-        ticks = MaxNLocator(5).tick_values(low, high)
-        bar.set_ticks(ticks[(ticks >= low) & (ticks <= high)])
-        bar.set_ticks([], minor=True)
-        bar.ax.xaxis.set_major_formatter("{x:g}")
-    axes[0].set_ylabel("degrees north")
+        _linear_ticks(_colour_bar([axis], shown, label))
+
+
+def _linear_ticks(bar: Colorbar) -> None:
+    """Ticks for values that need not span a decade."""
+    low, high = bar.mappable.get_clim()
+    ticks = MaxNLocator(5).tick_values(low, high)
+    bar.set_ticks(ticks[(ticks >= low) & (ticks <= high)])
+    bar.set_ticks([], minor=True)
+    bar.ax.xaxis.set_major_formatter("{x:g}")
+
+
+def file_figure(
+    read: HealpixFile,
+    *,
+    shown: str = "IQUP",
+    zoom: tuple[float, float, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """Maps of a file: all of the sky, or the part that it has, and an enlarged field.
+
+    Parameters
+    ----------
+    read : HealpixFile
+        The file.
+    shown : str
+        Which of I, Q, U and P, the polarised intensity.
+    zoom : (float, float, float), optional
+        Longitude, latitude and side of the field, degrees, in the map's coordinates. By default
+        that of :func:`sky_figure` for a full sky, and none for a part.
+    title : str
+        The heading.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With an Agg canvas; no global state of matplotlib is touched.
+
+    Raises
+    ------
+    ValueError
+        If the file has not what is to be shown, or the field is none.
+    """
+    names = list(dict.fromkeys(shown.upper()))
+    if not names or set(names) - set("IQUP"):
+        raise ValueError(f"shown={shown!r}: give some of I, Q, U and P, such as 'IP'")
+    if len(read.maps) < 3 and names != ["I"]:
+        raise ValueError(
+            f"the file has {len(read.maps)} maps, so no Q, U and P can be shown: ask for I alone"
+        )
+    if zoom is None and read.pixels is None:
+        zoom = (*FIELD, FIELD_SIDE)
+    if zoom is not None and not (
+        np.isfinite(zoom).all() and abs(zoom[1]) <= 90 and 0 < zoom[2] <= 90
+    ):
+        raise ValueError(
+            f"zoom {zoom!r}: give longitude, latitude and side in degrees, with a latitude from "
+            "-90 to 90 and a side of at most 90"
+        )
+    pixels, maps = _in_ring_order(read)
+    stokes = {name: maps["IQU".index(name)] for name in names if name != "P"}
+    if "P" in names:
+        stokes["P"] = np.hypot(maps[1], maps[2])
+    if not all(np.isfinite(values).any() for values in stokes.values()):
+        raise ValueError("the file has no pixel with a finite value: there is nothing to show")
+    styles = _styles(stokes)
+    label = unit_label(_unit_of(read.units[0]))
+
+    rows = 1 + (zoom is not None)
+    height = (3.4 if read.pixels is None else 5.2) + (5.2 if zoom else 0) + 0.6
+    figure = Figure(figsize=(1.5 + 4.6 * len(names), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(rows, 1, height_ratios=(0.75, 1) if rows == 2 else None)
+    parts = np.atleast_1d(parts)
+    axes = parts[0].subplots(1, len(names), squeeze=False)[0]
+    if pixels is None:
+        parts[0].suptitle(title, fontsize=15)
+        _draw_skies(axes, stokes, styles, label, frame=zoom)
+    else:
+        lon, lat, places, half = _region_image(read.nside, pixels)
+        about = f"about ({lon:.1f}°, {lat:.1f}°)".replace("-", "−")
+        parts[0].suptitle(f"{title}\n{about}" if title else about, fontsize=15)
+        _draw_region(axes, stokes, styles, places, half, label)
+        axes[0].set_ylabel("degrees north")
+    if zoom is not None:
+        about = f"{zoom[2]:g}° about ({zoom[0]:g}°, {zoom[1]:g}°)".replace("-", "−")
+        parts[1].suptitle(about, fontsize=14)
+        below = parts[1].subplots(1, len(names), squeeze=False)[0]
+        _draw_zoom(below, stokes, read.nside, pixels, zoom, label)
     return figure
+
+
+def _in_ring_order(read: HealpixFile) -> tuple[np.ndarray | None, np.ndarray]:
+    """Pixels (rising; None for all) and maps, RING."""
+    if read.pixels is None:
+        return None, (hp.reorder(read.maps, n2r=True) if read.nest else read.maps)
+    pixels = hp.nest2ring(read.nside, read.pixels) if read.nest else read.pixels
+    order = np.argsort(pixels)
+    return pixels[order], read.maps[:, order]
+
+
+def _unit_of(text: str) -> u.UnitBase | str:
+    try:
+        return u.Unit(text)
+    except ValueError:
+        return text
+
+
+def _draw_zoom(
+    axes: np.ndarray,
+    stokes: dict[str, np.ndarray],
+    nside: int,
+    pixels: np.ndarray | None,
+    zoom: tuple[float, float, float],
+    label: str,
+) -> None:
+    """A field, interpolated between pixels; empty where one of these is not there."""
+    lon, lat = tangent_grid(zoom[0], zoom[1], _FIELD_PIXELS, 60 * zoom[2] / _FIELD_PIXELS)
+    places, weights = hp.get_interp_weights(nside, lon.ravel(), lat.ravel(), lonlat=True)
+    if pixels is not None:
+        wanted = places
+        places = np.minimum(np.searchsorted(pixels, wanted), len(pixels) - 1)
+        weights = np.where(pixels[places] == wanted, weights, np.nan)
+    half = zoom[2] / 2
+    fields = {
+        name: (weights * values[places]).sum(axis=0).reshape(lon.shape)
+        for name, values in stokes.items()
+    }
+    if not all(np.isfinite(field).any() for field in fields.values()):
+        raise ValueError(f"zoom {zoom!r}: the map has nothing there")
+    for axis, (name, (colours, norm)) in zip(axes, _styles(fields).items(), strict=True):
+        shown = axis.imshow(
+            np.ma.masked_invalid(fields[name]),
+            extent=(half, -half, -half, half),
+            origin="lower",
+            cmap=colours,
+            norm=norm,
+            interpolation="antialiased",
+        )
+        axis.set_title(name, fontsize=14)
+        axis.set_xlabel("degrees east")
+        _linear_ticks(_colour_bar([axis], shown, label))
+    axes[0].set_ylabel("degrees north")
 
 
 def _region_image(nside: int, pixels: np.ndarray) -> tuple[float, float, np.ndarray, float]:
@@ -169,7 +320,7 @@ def _region_image(nside: int, pixels: np.ndarray) -> tuple[float, float, np.ndar
     return lon, lat, np.where(there, places, -1), float(np.degrees(reach))
 
 
-def unit_label(unit: u.UnitBase) -> str:
+def unit_label(unit: u.UnitBase | str) -> str:
     """The unit as an axis shows it: µK with a subscript for ``uK_CMB``."""
     match = re.fullmatch(r"(\w?)K_(CMB|RJ)", str(unit))
     if match is None:
@@ -177,15 +328,24 @@ def unit_label(unit: u.UnitBase) -> str:
     return rf"{match[1].replace('u', 'µ')}K$_\mathrm{{{match[2]}}}$"
 
 
-def _draw_skies(axes: np.ndarray, maps: np.ndarray, label: str) -> None:
-    nside = hp.npix2nside(maps.shape[1])
-    if nside > _SKY_NSIDE:
-        maps = np.array(hp.ud_grade(maps, _SKY_NSIDE))
-        nside = _SKY_NSIDE
+def _draw_skies(
+    axes: np.ndarray,
+    stokes: dict[str, np.ndarray],
+    styles: dict[str, tuple[str, Normalize]],
+    label: str,
+    frame: tuple[float, float, float] | None,
+) -> None:
     # healpy's astronomical convention: longitude grows to the left.
     projection = MollweideProj(xsize=_SKY_PIXELS)
-    for axis, stokes, (name, colours, norm) in zip(axes, maps, _stokes_styles(maps), strict=True):
-        image = projection.projmap(stokes, lambda x, y, z: hp.vec2pix(nside, x, y, z))
+    for axis, (name, (colours, norm)) in zip(axes, styles.items(), strict=True):
+        values = stokes[name]
+        nside = hp.npix2nside(len(values))
+        if nside > _SKY_NSIDE:
+            # healpy averages the pixels that are there if the others are UNSEEN.
+            nside = _SKY_NSIDE
+            values = hp.ud_grade(np.where(np.isfinite(values), values, hp.UNSEEN), nside)
+            values = np.where(values == hp.UNSEEN, np.nan, values)
+        image = projection.projmap(values, lambda x, y, z, nside=nside: hp.vec2pix(nside, x, y, z))
         shown = axis.imshow(
             np.ma.masked_invalid(image),
             extent=projection.get_extent(),
@@ -206,24 +366,32 @@ def _draw_skies(axes: np.ndarray, maps: np.ndarray, label: str) -> None:
             bar.set_ticks([-step, -step / 10, 0, step / 10, step], minor=False)
             bar.set_ticks([], minor=True)
             bar.ax.xaxis.set_major_formatter("{x:g}")
-    x, y = projection.ang2xy(*_field_outline())
-    axes[0].plot(x, y, color="white", linewidth=1.3)
+    if frame is not None:
+        x, y = projection.ang2xy(*_outline(*frame))
+        axes[0].plot(x, y, color="white", linewidth=1.3)
 
 
-def _stokes_styles(maps: np.ndarray) -> tuple[tuple[str, str, Normalize], ...]:
-    """Name, colours and scale of I, Q and U."""
-    linear = float(np.percentile(np.hypot(maps[1], maps[2]), 50))
-    largest = float(np.percentile(np.abs(maps[1:]), 99.8))
-    return (
-        ("I", "inferno", LogNorm(*np.percentile(maps[0], (0.2, 99.8)))),
-        ("Q", "RdBu_r", AsinhNorm(linear, -largest, largest)),
-        ("U", "RdBu_r", AsinhNorm(linear, -largest, largest)),
-    )
+def _styles(stokes: dict[str, np.ndarray]) -> dict[str, tuple[str, Normalize]]:
+    """Colours and scale of I, Q, U or P: logarithms of what is positive, else about zero."""
+    known = {name: values[np.isfinite(values)] for name, values in stokes.items()}
+    polarised = [np.abs(known[name]) for name in "QU" if name in known and known[name].size]
+    styles = {}
+    for name, values in known.items():
+        low, high = np.percentile(values, (0.2, 99.8))
+        if name in "IP" and low > 0 and high > low:
+            styles[name] = ("inferno" if name == "I" else "viridis", LogNorm(low, high))
+            continue
+        sizes = np.concatenate(polarised) if name in "QU" else np.abs(values)
+        largest = float(np.percentile(sizes, 99.8)) or 1.0
+        # The median polarised intensity, if Q and U are much alike.
+        linear = float(np.sqrt(2) * np.percentile(sizes, 50)) or 0.01 * largest
+        styles[name] = ("RdBu_r", AsinhNorm(linear, -largest, largest))
+    return styles
 
 
-def _field_outline() -> tuple[np.ndarray, np.ndarray]:
-    """Colatitude and longitude (radians) along the edge of the field."""
-    lon, lat = tangent_grid(*FIELD, 40, 60 * FIELD_SIDE / 40)
+def _outline(lon: float, lat: float, side: float) -> tuple[np.ndarray, np.ndarray]:
+    """Colatitude and longitude (radians) along the edge of a field."""
+    lon, lat = tangent_grid(lon, lat, 40, 60 * side / 40)
     edge = [np.concatenate([a[0], a[:, -1], a[-1, ::-1], a[::-1, 0]]) for a in (lon, lat)]
     return np.radians(90 - edge[1]), np.radians(edge[0])
 

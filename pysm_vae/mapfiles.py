@@ -1,9 +1,10 @@
-"""FITS files of maps: how they are written, so that they can be told whole from damaged ones."""
+"""FITS files of HEALPix maps, written so that damage shows, and read so that it is seen."""
 
 from __future__ import annotations
 
 import errno
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,40 @@ _BLOCK = 2880
 
 class DamagedMap(ValueError):
     """A file that was meant to be a map, and is cut off or changed."""
+
+
+@dataclass(frozen=True, eq=False)
+class HealpixFile:
+    """What :func:`read_healpix` has read.
+
+    Attributes
+    ----------
+    nside : int
+        Resolution.
+    nest : bool
+        Whether pixels are in NESTED order, or RING.
+    pixels : ndarray of int64, shape (npix,), or None
+        Pixels of a partial map, in the order of the file; None for a full sky.
+    maps : ndarray, float64, shape (n, npix)
+        The columns; NaN where a pixel is UNSEEN or marked as bad.
+    columns, units : tuple of str
+        Their names, and what ``TUNIT`` says.
+    header : astropy.io.fits.Header
+        Of the table.
+    """
+
+    nside: int
+    nest: bool
+    pixels: np.ndarray | None
+    maps: np.ndarray
+    columns: tuple[str, ...]
+    units: tuple[str, ...]
+    header: fits.Header
+
+    @property
+    def coordinates(self) -> str:
+        """First letter of ``COORDSYS``, ``"G"`` for Galactic; empty if it is not said."""
+        return str(self.header.get("COORDSYS", "")).strip().upper()[:1]
 
 
 def map_bytes(nside: int, pixels: np.ndarray | None) -> int:
@@ -163,6 +198,123 @@ def _read(path: Path, *, checksum: bool) -> fits.Header:
         raise
     except (OSError, AstropyWarning, VerifyError, LookupError, ValueError, TypeError) as error:
         raise DamagedMap(f"{path} cannot be read as a map ({error})") from error
+
+
+def read_healpix(path: str | Path, what: str, *, most: int = 3) -> HealpixFile:
+    """Read a HEALPix map, and refuse what could be read as another map than was written.
+
+    Other than ``healpy.read_map`` it never takes a file that is cut off, that fails its own
+    checksum, whose ordering it does not know, or whose numbers are bad for whole ones; and it needs
+    no memory for pixels that a partial map does not have.
+
+    Parameters
+    ----------
+    path : path-like
+        FITS file; the map is the table of its first extension.
+    what : str
+        What the map is for, as messages call it: ``"template"``.
+    most : int
+        Read so many columns at the most, from the first.
+
+    Returns
+    -------
+    HealpixFile
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no HEALPix map that can be relied on; the message says why, and what to do.
+    """
+    path = Path(path)
+    name = f"{what} {str(path)!r}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: there is no such file; check the path")
+    try:
+        # Opened here, since astropy leaves a file open that it gives up on.
+        with warnings.catch_warnings(), path.open("rb") as stream:
+            # Units that astropy does not know are our callers' concern.
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", ".*truncated.*", AstropyWarning)
+            warnings.filterwarnings("error", ".*validating header.*", AstropyWarning)
+            with fits.open(stream, memmap=False) as hdus:
+                table = hdus[1] if len(hdus) > 1 else None
+                if not isinstance(table, fits.BinTableHDU):
+                    raise ValueError("it has no table in its first extension")
+                if table.verify_checksum() == 0:
+                    raise ValueError("it does not have the checksum that its header says")
+                return _healpix(table, most)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        # astropy and numpy raise many kinds for files that are damaged, or something else.
+        raise ValueError(
+            f"{name} cannot be read as a HEALPix map ({error}): give a whole file, as "
+            "healpy.write_map makes it"
+        ) from error
+
+
+def _healpix(table: fits.BinTableHDU, most: int) -> HealpixFile:
+    header = table.header
+    ordering = str(header.get("ORDERING", "")).strip().upper()
+    if ordering not in ("RING", "NEST", "NESTED"):
+        raise ValueError(f"its ORDERING is {ordering!r}, neither RING nor NESTED")
+    scheme = str(header.get("INDXSCHM", "")).strip().upper()
+    coverage = str(header.get("OBJECT", "")).strip().upper()
+    partial = scheme == "EXPLICIT" or (not scheme and coverage == "PARTIAL")
+    if (partial and coverage == "FULLSKY") or (scheme == "IMPLICIT" and coverage == "PARTIAL"):
+        raise ValueError(f"INDXSCHM is {scheme!r} and OBJECT is {coverage!r}, which is no map")
+    names = table.columns.names
+    columns = [_numbers(table, name) for name in names[: most + partial]]
+    pixels = None
+    if partial:
+        pixels = columns.pop(0)
+        if pixels.dtype.kind not in "iu":
+            raise ValueError(f"its pixels' numbers, column {names[0]!r}, are not whole")
+        pixels = pixels.astype(np.int64)
+        names = names[1:]
+    if not columns:
+        raise ValueError("it has no column of a map")
+    sizes = {len(column) for column in columns} | ({len(pixels)} if partial else set())
+    if len(sizes) > 1:
+        raise ValueError(f"its columns have {sorted(sizes)} pixels, where all must have as many")
+    npix = sizes.pop()
+    nside = header.get("NSIDE")
+    if nside is None and not partial and hp.isnpixok(npix):
+        nside = hp.npix2nside(npix)
+    if not isinstance(nside, int) or not hp.isnsideok(nside, nest=True):
+        raise ValueError(f"its NSIDE is {nside!r}, which no map of {npix} pixels has")
+    if pixels is None and npix != hp.nside2npix(nside):
+        raise ValueError(f"it has {npix} pixels, where NSIDE = {nside} has {hp.nside2npix(nside)}")
+    if pixels is not None and npix:
+        if pixels.min() < 0 or pixels.max() >= hp.nside2npix(nside):
+            raise ValueError(f"it numbers pixels that NSIDE = {nside} does not have")
+        if len(np.unique(pixels)) < npix:
+            raise ValueError("it has some pixels twice")
+    maps = np.array(columns, dtype=np.float64)
+    blank = header.get("BAD_DATA")
+    bad = np.isclose(maps, hp.UNSEEN, rtol=1e-5, atol=0)
+    if isinstance(blank, float | int):
+        bad |= np.isclose(maps, blank, rtol=1e-5, atol=0)
+    maps[bad] = np.nan
+    return HealpixFile(
+        nside=nside,
+        nest=ordering != "RING",
+        pixels=pixels,
+        maps=maps,
+        columns=tuple(names[: len(columns)]),
+        units=tuple(str(table.columns[name].unit or "") for name in names[: len(columns)]),
+        header=header.copy(),
+    )
+
+
+def _numbers(table: fits.BinTableHDU, name: str) -> np.ndarray:
+    """A column's numbers, in one row."""
+    values = np.asarray(table.data[name])
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"its column {name!r} does not hold numbers")
+    return values.ravel()
 
 
 def is_fits(path: Path) -> bool:

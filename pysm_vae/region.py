@@ -7,6 +7,8 @@ from pathlib import Path
 import healpy as hp
 import numpy as np
 
+from pysm_vae.mapfiles import read_healpix
+
 
 def region_pixels(region: str | Path | tuple[float, float, float], nside: int) -> np.ndarray:
     """Pixels of a region.
@@ -72,24 +74,25 @@ def _mask_pixels(path: Path, nside: int) -> np.ndarray:
         raise FileNotFoundError(
             f"region {str(path)!r}: no such file; give a FITS mask, or lon,lat,radius in degrees"
         )
-    try:
-        mask, cards = hp.read_map(path, nest=True, dtype=None, h=True)
-    except Exception as error:
-        # healpy and astropy raise many kinds for files that are something else.
-        raise ValueError(f"region {str(path)!r} is not a FITS file of a HEALPix mask") from error
-    coordinates = str(dict(cards).get("COORDSYS", "G")).strip().upper()
-    if not coordinates.startswith("G"):
+    mask = read_healpix(path, "region", most=1)
+    coordinates = mask.coordinates or "G"
+    if coordinates != "G":
         raise ValueError(
             f"region {str(path)!r} is in coordinates {coordinates!r}, and maps are Galactic: turn "
-            f"it with healpy.Rotator(coord=[{coordinates[0]!r}, 'G']).rotate_map_pixel(mask)"
+            f"it with healpy.Rotator(coord=[{coordinates!r}, 'G']).rotate_map_pixel(mask)"
         )
+    wanted = np.flatnonzero(np.isfinite(mask.maps[0]) & (mask.maps[0] != 0))
+    if mask.pixels is not None:
+        wanted = mask.pixels[wanted]
+    if not mask.nest:
+        wanted = hp.ring2nest(mask.nside, wanted)
     # Nested pixels of one that is coarser have consecutive numbers.
-    wanted = np.flatnonzero(np.isfinite(mask) & (mask != 0) & (mask != hp.UNSEEN))
-    finer = nside // hp.npix2nside(mask.size)
+    # Nested pixels of one that is coarser have consecutive numbers.
+    finer = nside // mask.nside
     if finer > 1:
         wanted = (wanted[:, None] * finer**2 + np.arange(finer**2)).ravel()
     elif finer == 0:
-        wanted = np.unique(wanted // (hp.npix2nside(mask.size) // nside) ** 2)
+        wanted = np.unique(wanted // (mask.nside // nside) ** 2)
     if not len(wanted):
         raise ValueError(f"region {str(path)!r} wants no pixel: all are 0, NaN or UNSEEN")
     return np.sort(hp.nest2ring(nside, wanted))

@@ -225,6 +225,69 @@ def simulate(
             typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
+@app.command()
+def plot(
+    file: Annotated[Path, typer.Argument(help="HEALPix FITS file of I, or of I, Q and U.")],
+    out: Annotated[Path | None, typer.Option(help="The picture [FILE with .png].")] = None,
+    show: Annotated[
+        str | None, typer.Option(metavar="IQUP", help="Some of I, Q, U and P [all that are there].")
+    ] = None,
+    zoom: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LON,LAT,SIDE",
+            help="Field to enlarge, degrees [110,-38,20 of a full sky; none of a part].",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a picture that is there already.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a map: all of the sky, or the part that the file has, and a field enlarged.
+
+    Any HEALPix map will do, in any ordering; a file that is damaged is not drawn.
+
+    `pysm-vae plot maps/vae0_353GHz_nside128_seed7.fits`
+
+    `pysm-vae plot map.fits --show IP --zoom 172.5,-14.5,16 --out taurus.png`
+    """
+    with reported(debug):
+        from pysm_vae.figures import file_figure
+        from pysm_vae.files import atomic_write, writable_folder
+        from pysm_vae.mapfiles import read_healpix
+
+        target = file.with_suffix(".png") if out is None else out
+        if target.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise ValueError(f"picture {str(target)!r}: give it the suffix .png, .pdf or .svg")
+        if target.exists() and not overwrite:
+            raise FileExistsError(
+                f"{str(target)!r} already exists: name another --out, or replace it with "
+                "--overwrite"
+            )
+        field = None if zoom is None else parse_zoom(zoom)
+        read = read_healpix(file, "map")
+        shown = show or ("IQUP" if len(read.maps) == 3 else "I")
+        figure = file_figure(
+            read, shown=shown, zoom=field, title=f"{file.name}, nside {read.nside}"
+        )
+        writable_folder(target.parent)
+        with atomic_write(target) as partial:
+            figure.savefig(partial, format=target.suffix[1:].lower(), dpi=150)
+        typer.echo(target)
+
+
+def parse_zoom(text: str) -> tuple[float, float, float]:
+    """Longitude, latitude and side, degrees, from ``LON,LAT,SIDE``."""
+    try:
+        lon, lat, side = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"zoom {text!r} is not LON,LAT,SIDE in degrees, such as 172.5,-14.5,16"
+        ) from error
+    return lon, lat, side
+
+
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Names and values from ``NAME=VALUE``; what is no TOML value is taken as a string."""
     found: dict[str, Any] = {}

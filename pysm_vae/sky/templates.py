@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import ducc0
 import healpy as hp
@@ -21,9 +20,9 @@ import numba
 import numpy as np
 import pysm3
 import pysm3.units as u
-from astropy.io import fits
 
 from pysm_vae.files import data_path, file_stamp
+from pysm_vae.mapfiles import read_healpix
 from pysm_vae.sky.sed import emission
 
 log = logging.getLogger(__name__)
@@ -570,26 +569,25 @@ def _from_file(
     stamp: tuple[str, int, int], freq_ghz: float, split: tuple[float, float]
 ) -> Template:
     path, freq_ref = Path(stamp[0]), freq_ghz * u.GHz
-    try:
-        # Opened here, since healpy leaves a file that it cannot read open.
-        with fits.open(path) as hdus:
-            maps, header = hp.read_map(hdus, field=(0, 1, 2), h=True, dtype=np.float64)
-    except (IndexError, KeyError, ValueError, OSError) as error:
+    read = read_healpix(path, "template")
+    if len(read.maps) < 3:
         raise ValueError(
-            f"template {str(path)!r} cannot be read as a HEALPix map of I, Q and U ({error}): "
-            "it must be a FITS table with three columns, as healpy.write_map makes it"
-        ) from error
-    cards: dict[str, Any] = dict(header)
-    coord = str(cards.get("COORDSYS", "")).strip().upper()[:1]
+            f"template {str(path)!r} has {len(read.maps)} maps ({', '.join(read.columns)}), where "
+            "I, Q and U are needed, as healpy.write_map writes them"
+        )
+    if read.pixels is not None:
+        raise ValueError(
+            f"template {str(path)!r} is a partial map: large scales are needed on all of the sky"
+        )
+    coord = read.coordinates
     if not coord:
         log.warning("%s has no COORDSYS in its header: taken as Galactic", path)
         coord = "G"
     rows = []
-    for number, row in enumerate(maps, start=1):
-        key = f"TUNIT{number}"
-        text = str(cards.get(key, "")).strip()
+    maps = hp.reorder(read.maps, n2r=True) if read.nest else read.maps
+    for number, (row, text) in enumerate(zip(maps, read.units, strict=True), start=1):
         # The Planck archive writes K_CMB in several ways.
-        text = text.replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB")
+        text = text.strip().replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB")
         try:
             unit = u.Unit(text)
         except ValueError:
@@ -597,9 +595,16 @@ def _from_file(
         try:
             rows.append(_to_uK_RJ(u.Quantity(row, unit), freq_ref))
         except u.UnitsError as error:
+            key = f"TUNIT{number}"
             raise ValueError(f"template {str(path)!r}, {key} = {text!r}: {error}") from error
-    if str(cards.get("POLCCONV", "")).strip().upper() == "IAU":
-        # healpy leaves this card alone; COSMO's U has the other sign.
+    convention = str(read.header.get("POLCCONV", "COSMO")).strip().upper()
+    if convention not in ("COSMO", "IAU", ""):
+        raise ValueError(
+            f"template {str(path)!r}, POLCCONV = {convention!r}: it must be COSMO or IAU, or the "
+            "sign of U is not known"
+        )
+    if convention == "IAU":
+        # COSMO's U has the other sign.
         rows[2] = -rows[2]
     return Template.from_maps(
         np.stack(rows),
