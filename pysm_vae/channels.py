@@ -14,6 +14,7 @@ from scipy.integrate import trapezoid
 
 # Points of a top-hat: trapezoids over a band as wide as its centre are then good to 1e-5.
 _TOP_HAT_POINTS = 101
+_MOST_POINTS = 100_000
 # GHz. A modified blackbody of some 20 K has nothing here (10 micron); a number given in Hz has.
 _HIGHEST = 3e4
 
@@ -64,8 +65,8 @@ class Channel:
         bottom, top = _ghz("lower edge", low), _ghz("upper edge", high)
         if bottom >= top:
             raise ValueError(f"band {bottom:g}:{top:g} must rise: give LOW:HIGH in GHz")
-        if n < 2:
-            raise ValueError(f"a band needs at least 2 frequencies, not n={n}")
+        if not isinstance(n, int) or not 2 <= n <= _MOST_POINTS:
+            raise ValueError(f"a band needs from 2 to {_MOST_POINTS} frequencies, not n={n!r}")
         return cls(
             f"band{bottom:.10g}-{top:.10g}GHz", np.linspace(bottom, top, n) * u.GHz, kind="top-hat"
         )
@@ -147,6 +148,8 @@ def _ghz(what: str, value: float | u.Quantity) -> float:
     if isinstance(value, u.Quantity) and value.unit.physical_type != "frequency":
         raise ValueError(f"{what} must be in a unit of frequency such as GHz, not {value}")
     try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value")
         ghz = value.to_value(u.GHz) if isinstance(value, u.Quantity) else float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} must be a number of GHz, not {value!r}") from error

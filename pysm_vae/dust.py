@@ -25,6 +25,9 @@ TEMPERATURE = 19.6
 #: D_ℓ slope of the small scales of β and T: a choice, as no map shows them. That of intensity.
 PARAMETER_SLOPE = -0.8
 
+#: The template must hand over before this multipole: large scales are kept as harmonics.
+HIGHEST_SPLIT = 1000.0
+
 
 class VAEDust(pysm3.Model):
     r"""Galactic dust with small scales drawn from a variational autoencoder trained on Planck.
@@ -130,12 +133,16 @@ class VAEDust(pysm3.Model):
         seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
         if not isinstance(polarised, bool):
             raise TypeError(f"polarised must be true or false, not {polarised!r}")
+        split = _split(split)
+        if map_dist is not None and not isinstance(map_dist, pysm3.MapDistribution):
+            raise TypeError(f"map_dist must be a pysm3.MapDistribution, not {map_dist!r}")
         spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)
         generator = load_generator(weights)
-        default_max = 8192 if generator.conditional else 512
+        if max_nside is None:
+            max_nside = 8192 if generator.conditional else 512
         super().__init__(
             nside=nside,
-            max_nside=default_max if max_nside is None else max_nside,
+            max_nside=_whole("max_nside", max_nside, 1),
             map_dist=map_dist,
         )
         self.seed = seed
@@ -249,12 +256,20 @@ class VAEDust(pysm3.Model):
     ) -> u.Quantity:
         """A number or a map of a spectral parameter, checked, on this object's pixels."""
         if isinstance(value, str | Path) and Path(value).suffix in (".fits", ".gz", ".fz"):
-            value = self.read_map(str(value), unit=unit)
+            try:
+                value = self.read_map(str(value), unit=unit)
+            except OSError as error:
+                raise FileNotFoundError(
+                    f"{name}: there is no map {str(value)!r} here, nor in PYSM_LOCAL_DATA, nor on "
+                    f"PySM's server as far as it can be reached ({error})"
+                ) from error
         elif isinstance(value, u.Quantity) and value.ndim and self.map_dist is not None:
             pixels = self._pixels()
             value = value[pixels] if value.shape == (hp.nside2npix(self.nside),) else value
         try:
             quantity = u.Quantity(value)
+            if isinstance(value, bool) or quantity.value.dtype.kind != "f":
+                raise TypeError("that is no real number")
             if quantity.unit == u.dimensionless_unscaled:
                 quantity = quantity.value * u.Unit(unit)
             quantity = quantity.to(u.Unit(unit))
@@ -322,6 +337,18 @@ def _stages(
     return [told(stage) for stage in range(number)]
 
 
+def _split(value: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(each) for each in value)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not 0 < low < high <= HIGHEST_SPLIT:
+        raise ValueError(
+            f"split must be two multipoles that rise, up to {HIGHEST_SPLIT:g}, not {value!r}"
+        )
+    return low, high
+
+
 def _frequency(value: str | u.Quantity) -> u.Quantity:
     try:
         frequency = u.Quantity(value)
@@ -329,6 +356,7 @@ def _frequency(value: str | u.Quantity) -> u.Quantity:
         raise ValueError(
             f"freq_ref must be a frequency such as '353 GHz', not {value!r}"
         ) from error
-    if frequency.unit.physical_type != "frequency" or not frequency.isscalar or frequency <= 0:
+    known = frequency.unit.physical_type == "frequency" and frequency.isscalar
+    if not known or not 0 < frequency.value < np.inf:
         raise ValueError(f"freq_ref must be a frequency such as '353 GHz', not {value!r}")
     return frequency.to(u.GHz)

@@ -53,7 +53,7 @@ class Part:
     def parse(cls, text: str) -> Part:
         """Read ``K/N``, K from 1 to N."""
         words = text.split("/")
-        if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
+        if len(words) != 2 or not all(w.isascii() and w.isdecimal() for w in words):
             raise ValueError(f"part {text!r}: give K/N, with K from 1 to N, such as 3/8")
         number, count = map(int, words)
         return cls(number - 1, count)
@@ -223,7 +223,7 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for word in text.split(","):
         ends = [end.strip() for end in word.split(":")]
-        if len(ends) > 2 or not all(end.isdecimal() for end in ends):
+        if len(ends) > 2 or not all(end.isascii() and end.isdecimal() for end in ends):
             raise ValueError(
                 f"seeds {text!r}: give START:STOP (STOP is not made), numbers, or both, such as "
                 "0:100 or 3,7,20:30"

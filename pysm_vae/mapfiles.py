@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,6 @@ import healpy as hp
 import numpy as np
 import pysm3.units as u
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
-from astropy.utils.exceptions import AstropyWarning
 
 from pysm_vae.files import atomic_write
 
@@ -23,11 +24,61 @@ _COLUMNS = ("TEMPERATURE", "Q_POLARISATION", "U_POLARISATION")
 _ROW = 1024
 # Headers and the padding of the blocks, generously.
 _HEADERS = 64 << 10
-_BLOCK = 2880
+# Card of the SHA-256 of a table's bytes.
+_HASH = "DATASHA2"
 
 
-class DamagedMap(ValueError):
+# What astropy only warns of, and then goes on with numbers that the file does not have.
+_FATAL = (".*truncated.*", ".*validating header.*", ".*extra padding.*")
+
+
+class UnfitMap(ValueError):
+    """A file that does not hold a map which can be relied on."""
+
+
+class DamagedMap(UnfitMap):
     """A file that was meant to be a map, and is cut off or changed."""
+
+
+@contextmanager
+def strict_fits(path: Path, name: str) -> Iterator[fits.HDUList]:
+    """Open a FITS file; whatever goes wrong in the block becomes an error in words.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+    name : str
+        What messages call it.
+
+    Yields
+    ------
+    astropy.io.fits.HDUList
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    UnfitMap
+        If the file is cut off or no FITS file, or the block has raised something: astropy and numpy
+        raise many kinds for files that are damaged, or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} does not exist: there is no such file. Check the path.")
+    try:
+        # Opened here, since astropy leaves a file open that it gives up on.
+        with warnings.catch_warnings(), path.open("rb") as stream:
+            # Small faults of headers are common and do no harm.
+            warnings.simplefilter("ignore")
+            for text in _FATAL:
+                warnings.filterwarnings("error", text)
+            with fits.open(stream, memmap=False) as hdus:
+                yield hdus
+    except UnfitMap:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnfitMap(f"{name} cannot be read as FITS ({reason}). Give a whole file.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +190,8 @@ def write_map(
         *cards,
     ):
         table.header[key] = tuple(rest)
+    # The standard's checksum is a sum: it does not see that two blocks have changed places.
+    table.header[_HASH] = hashlib.sha256(rows.view(np.uint8)).hexdigest()
     # A comment of our own in place of the date, so that the same sky makes the same file.
     table.add_checksum(when="of this table, by the FITS standard")
     with atomic_write(path) as partial:
@@ -179,25 +232,21 @@ def verify_map(path: Path) -> fits.Header:
 
 
 def _read(path: Path, *, checksum: bool) -> fits.Header:
+    name = f"map {str(path)!r}"
     try:
-        # Opened here, since astropy leaves a file open that it gives up on.
-        with warnings.catch_warnings(), path.open("rb") as stream:
-            warnings.simplefilter("error", AstropyWarning)
-            with fits.open(stream, memmap=False) as hdus:
-                table = hdus[1]
-                # Only now are all headers read.
-                length = sum(hdu.filebytes() for hdu in hdus)
-                if path.stat().st_size != length:
-                    raise DamagedMap(f"{path} has not the {length} bytes that its header says")
-                if checksum and table.verify_checksum() == 0:
-                    raise DamagedMap(f"{path} does not have the checksum that its header says")
-                return table.header.copy()
-    except FileNotFoundError:
-        raise
+        with strict_fits(path, name) as hdus:
+            table = hdus[1]
+            # Only now are all headers read.
+            length = sum(hdu.filebytes() for hdu in hdus)
+            if path.stat().st_size != length:
+                raise DamagedMap(f"{name} has not the {length} bytes that its header says")
+            if checksum:
+                check_sum(table, name)
+            return table.header.copy()
     except DamagedMap:
         raise
-    except (OSError, AstropyWarning, VerifyError, LookupError, ValueError, TypeError) as error:
-        raise DamagedMap(f"{path} cannot be read as a map ({error})") from error
+    except UnfitMap as error:
+        raise DamagedMap(str(error)) from error
 
 
 def read_healpix(path: str | Path, what: str, *, most: int = 3) -> HealpixFile:
@@ -229,69 +278,83 @@ def read_healpix(path: str | Path, what: str, *, most: int = 3) -> HealpixFile:
     """
     path = Path(path)
     name = f"{what} {str(path)!r}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: there is no such file; check the path")
-    try:
-        # Opened here, since astropy leaves a file open that it gives up on.
-        with warnings.catch_warnings(), path.open("rb") as stream:
-            # Units that astropy does not know are our callers' concern.
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", ".*truncated.*", AstropyWarning)
-            warnings.filterwarnings("error", ".*validating header.*", AstropyWarning)
-            with fits.open(stream, memmap=False) as hdus:
-                table = hdus[1] if len(hdus) > 1 else None
-                if not isinstance(table, fits.BinTableHDU):
-                    raise ValueError("it has no table in its first extension")
-                if table.verify_checksum() == 0:
-                    raise ValueError("it does not have the checksum that its header says")
-                return _healpix(table, most)
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        # astropy and numpy raise many kinds for files that are damaged, or something else.
-        raise ValueError(
-            f"{name} cannot be read as a HEALPix map ({error}): give a whole file, as "
-            "healpy.write_map makes it"
-        ) from error
+    with strict_fits(path, name) as hdus:
+        table = hdus[1] if len(hdus) > 1 else None
+        if not isinstance(table, fits.BinTableHDU):
+            raise UnfitMap(
+                f"{name} has no table in its first extension, so it cannot be read as a HEALPix "
+                "map: give a file as healpy.write_map makes it"
+            )
+        check_sum(table, name)
+        try:
+            return _healpix(table, most)
+        except _Fault as error:
+            raise UnfitMap(
+                f"{name} cannot be read as a HEALPix map: {error}. Give a file as "
+                "healpy.write_map makes it."
+            ) from None
+
+
+class _Fault(Exception):
+    """What is wrong with a table."""
+
+
+def check_sum(hdu: Any, name: str) -> None:
+    """Compare an HDU with its checksum, if it has one.
+
+    Raises
+    ------
+    DamagedMap
+        If it has another one.
+    """
+    wrong = hdu.verify_checksum() == 0 or hdu.verify_datasum() == 0
+    if not wrong and _HASH in hdu.header:
+        found = np.ascontiguousarray(hdu.data.view(np.ndarray)).view(np.uint8)
+        wrong = hashlib.sha256(found).hexdigest() != hdu.header[_HASH]
+    if wrong:
+        raise DamagedMap(
+            f"{name} does not have the checksum that its header says: it is damaged, or was "
+            "changed by a program that left the checksum alone. Copy or make it again."
+        )
 
 
 def _healpix(table: fits.BinTableHDU, most: int) -> HealpixFile:
     header = table.header
     ordering = str(header.get("ORDERING", "")).strip().upper()
     if ordering not in ("RING", "NEST", "NESTED"):
-        raise ValueError(f"its ORDERING is {ordering!r}, neither RING nor NESTED")
+        raise _Fault(f"its ORDERING is {ordering!r}, neither RING nor NESTED")
     scheme = str(header.get("INDXSCHM", "")).strip().upper()
     coverage = str(header.get("OBJECT", "")).strip().upper()
     partial = scheme == "EXPLICIT" or (not scheme and coverage == "PARTIAL")
     if (partial and coverage == "FULLSKY") or (scheme == "IMPLICIT" and coverage == "PARTIAL"):
-        raise ValueError(f"INDXSCHM is {scheme!r} and OBJECT is {coverage!r}, which is no map")
+        raise _Fault(f"INDXSCHM is {scheme!r} and OBJECT is {coverage!r}, which is no map")
     names = table.columns.names
     columns = [_numbers(table, name) for name in names[: most + partial]]
     pixels = None
     if partial:
         pixels = columns.pop(0)
         if pixels.dtype.kind not in "iu":
-            raise ValueError(f"its pixels' numbers, column {names[0]!r}, are not whole")
+            raise _Fault(f"its pixels' numbers, column {names[0]!r}, are not whole")
         pixels = pixels.astype(np.int64)
         names = names[1:]
     if not columns:
-        raise ValueError("it has no column of a map")
+        raise _Fault("it has no column of a map")
     sizes = {len(column) for column in columns} | ({len(pixels)} if partial else set())
     if len(sizes) > 1:
-        raise ValueError(f"its columns have {sorted(sizes)} pixels, where all must have as many")
+        raise _Fault(f"its columns have {sorted(sizes)} pixels, where all must have as many")
     npix = sizes.pop()
     nside = header.get("NSIDE")
     if nside is None and not partial and hp.isnpixok(npix):
         nside = hp.npix2nside(npix)
     if not isinstance(nside, int) or not hp.isnsideok(nside, nest=True):
-        raise ValueError(f"its NSIDE is {nside!r}, which no map of {npix} pixels has")
+        raise _Fault(f"its NSIDE is {nside!r}, which no map of {npix} pixels has")
     if pixels is None and npix != hp.nside2npix(nside):
-        raise ValueError(f"it has {npix} pixels, where NSIDE = {nside} has {hp.nside2npix(nside)}")
+        raise _Fault(f"it has {npix} pixels, where NSIDE = {nside} has {hp.nside2npix(nside)}")
     if pixels is not None and npix:
         if pixels.min() < 0 or pixels.max() >= hp.nside2npix(nside):
-            raise ValueError(f"it numbers pixels that NSIDE = {nside} does not have")
+            raise _Fault(f"it numbers pixels that NSIDE = {nside} does not have")
         if len(np.unique(pixels)) < npix:
-            raise ValueError("it has some pixels twice")
+            raise _Fault("it has some pixels twice")
     maps = np.array(columns, dtype=np.float64)
     blank = header.get("BAD_DATA")
     bad = np.isclose(maps, hp.UNSEEN, rtol=1e-5, atol=0)
@@ -313,7 +376,7 @@ def _numbers(table: fits.BinTableHDU, name: str) -> np.ndarray:
     """A column's numbers, in one row."""
     values = np.asarray(table.data[name])
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"its column {name!r} does not hold numbers")
+        raise _Fault(f"its column {name!r} does not hold numbers")
     return values.ravel()
 
 

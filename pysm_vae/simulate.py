@@ -221,9 +221,13 @@ class Order:
             raise TypeError(f"nside must be a whole number, not {nside!r}")
         if not hp.isnsideok(nside, nest=True):
             raise ValueError(f"nside must be a power of two, not {nside}")
-        channels = tuple(channels)
+        channels = tuple(channels) if isinstance(channels, Sequence) else (channels,)
         if not channels:
             raise ValueError("no channel: give at least one frequency, band or bandpass")
+        if not all(isinstance(channel, Channel) for channel in channels):
+            raise TypeError(f"channels must be a list such as [Channel.at(353)], not {channels!r}")
+        if not isinstance(out, str | Path) or "\0" in str(out):
+            raise TypeError(f"out must be the path of a folder, not {out!r}")
         target = _unit(unit)
         custom = template is not None or weights is not None or settings
         order = cls(

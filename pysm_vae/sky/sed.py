@@ -67,7 +67,7 @@ def emission(
     ------
     TypeError
         If a frequency has no unit.
-    astropy.units.UnitsError
+    astropy.units.UnitConversionError
         If its unit is not one of frequency (a ``ValueError``, too).
     ValueError
         If frequencies are missing, not finite, not positive or not monotonic, if the weights do
@@ -78,7 +78,7 @@ def emission(
     ref_P = _one_frequency(freq_ref_P, "freq_ref_P")
     steps = _trapezoid_coefficients(nu, weights)
 
-    reference = np.asarray(reference)
+    reference = _real(reference, "reference")
     if reference.ndim != 2 or reference.shape[0] != 3:
         raise ValueError(f"reference must have shape (3, npix) (I, Q, U), not {reference.shape}")
     if reference.dtype not in (np.float32, np.float64):
@@ -106,7 +106,9 @@ def _frequencies(freqs: u.Quantity, name: str = "freqs") -> np.ndarray:
         raise TypeError(f"{name} must have a unit of frequency, for example {freqs} * u.GHz")
     # Not is_equivalent(): PySM may have let wavelengths pass for frequencies.
     if freqs.unit.physical_type != "frequency":
-        raise u.UnitsError(f"{name} must be in a unit of frequency such as GHz, not {freqs.unit}")
+        raise u.UnitConversionError(
+            f"{name} must be in a unit of frequency such as GHz, not {freqs.unit}"
+        )
     nu = np.asarray(check_freq_input(freqs), dtype=np.float64)
     if nu.ndim != 1 or nu.size == 0:
         raise ValueError(f"{name} must be one frequency or a list of at least one, not {freqs}")
@@ -130,7 +132,7 @@ def _one_frequency(freq: u.Quantity, name: str) -> float:
 def _trapezoid_coefficients(nu: np.ndarray, weights: ArrayLike | None) -> np.ndarray:
     """Coefficients c such that Σ c·m(ν) is what PySM's ``trapz_step_inplace`` adds up."""
     if weights is not None and nu.size > 1:
-        weights = np.asarray(weights, dtype=np.float64)
+        weights = _real(weights, "weights").astype(np.float64)
         if weights.shape != nu.shape:
             raise ValueError(f"weights has shape {weights.shape}, freqs {nu.shape}: give one each")
         # The trapezoid's sign follows the direction in which the frequencies run.
@@ -146,9 +148,20 @@ def _trapezoid_coefficients(nu: np.ndarray, weights: ArrayLike | None) -> np.nda
     return 0.5 * normalised * width
 
 
+def _real(value: ArrayLike, name: str) -> np.ndarray:
+    """Give an array of real numbers, or refuse."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array of numbers ({error})") from error
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be of real numbers, not {value!r}")
+    return array
+
+
 def _parameter(value: ArrayLike, npix: int, name: str) -> np.ndarray:
     """Check a spectral parameter and give it as an array of one number or of npix."""
-    array = np.asarray(value)
+    array = _real(value, name)
     # Numbers are always double, so that the kernel is compiled for fewer combinations.
     kept = np.float32 if array.size > 1 and array.dtype == np.float32 else np.float64
     array = np.ascontiguousarray(array, dtype=kept)

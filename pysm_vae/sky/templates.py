@@ -621,7 +621,7 @@ def _to_uK_RJ(maps: u.Quantity, freq_ref: u.Quantity) -> np.ndarray:
     if maps.unit.physical_type == "temperature" or not maps.unit.is_equivalent(
         u.uK_RJ, equivalencies=u.cmb_equivalencies(freq_ref)
     ):
-        raise u.UnitsError(
+        raise u.UnitConversionError(
             f"the unit of a template must be K_CMB, K_RJ or MJy/sr (or a multiple, such as uK_RJ), "
             f"not {str(maps.unit) or 'none'!r}. Multiply the map by its unit, or set TUNIT1-3 in "
             "its header."

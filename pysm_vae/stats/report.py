@@ -29,6 +29,7 @@ import numpy as np
 from astropy.io import fits
 
 from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.mapfiles import strict_fits
 from pysm_vae.stats.compare import Summary, summarise
 from pysm_vae.stats.comparison import (
     CANDIDATES,
@@ -618,17 +619,14 @@ def _read_patches(path: Path) -> np.ndarray | None:
                 return found[name]
         except (ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} cannot be read as patches: {error}") from error
-    try:
-        with fits.open(path) as hdus:
-            for hdu in hdus:
-                if isinstance(hdu, fits.BinTableHDU) and not isinstance(hdu, fits.CompImageHDU):
-                    return None
-                shape = hdu.shape
-                if len(shape) >= 2:
-                    cube = len(shape) == 3 and shape[0] > 1 and shape[1] == shape[2]
-                    return np.array(hdu.data, np.float64) if cube else None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as FITS ({error}).") from error
+    with strict_fits(path, f"candidate {str(path)!r}") as hdus:
+        for hdu in hdus:
+            if isinstance(hdu, fits.BinTableHDU) and not isinstance(hdu, fits.CompImageHDU):
+                return None
+            shape = hdu.shape
+            if len(shape) >= 2:
+                cube = len(shape) == 3 and shape[0] > 1 and shape[1] == shape[2]
+                return np.array(hdu.data, np.float64) if cube else None
     return None
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -87,6 +88,7 @@ class Generator:
         self.size: int = card["size"]
         self.pixel_size: float = card["pixel_size_arcmin"]
         self.sha256: str = card["sha256"]
+        _check_card(card)
         maps = sorted(card["maps"], key=lambda each: each["pixel_size_arcmin"])
         self.environment: float = maps[0]["environment"]
         self.diffuse: float = min(each["environment"] for each in maps)
@@ -528,8 +530,41 @@ def _read_weights(path: Path, sha256: str) -> dict[str, np.ndarray]:
             f"weights {str(path)!r} are damaged or not those of their card (the SHA-256 differs): "
             "copy the weights and the card again, together"
         )
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    try:
+        # Nothing in a file of weights is ever run: it holds numbers, and what else it may hold is
+        # refused.
+        with (
+            zipfile.ZipFile(io.BytesIO(content)),
+            np.load(io.BytesIO(content), allow_pickle=False) as archive,
+        ):
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"weights {str(path)!r} are not plain arrays ({error}): name the card that training "
+            "left beside its own weights"
+        ) from error
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(
+                f"weights {str(path)!r}: {name!r} has values that are not finite numbers"
+            )
+    return arrays
+
+
+def _check_card(card: dict[str, Any]) -> None:
+    """Refuse a card whose entries are not what they should be; those that lack raise KeyError."""
+    size, pixel = card["size"], card["pixel_size_arcmin"]
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    for key, right in (
+        ("name", isinstance(card["name"], str)),
+        ("architecture", isinstance(card["architecture"], str)),
+        ("size", whole and 16 <= size <= 4096 and size % 16 == 0),
+        ("pixel_size_arcmin", isinstance(pixel, float | int) and 0 < pixel < math.inf),
+        ("sha256", isinstance(card["sha256"], str)),
+        ("maps", isinstance(card["maps"], list) and len(card["maps"]) > 0),
+    ):
+        if not right:
+            raise TypeError(f"{key!r} is {card[key]!r}")
 
 
 def _assign(network: PatchVAE, arrays: dict[str, np.ndarray], name: str) -> None:

@@ -40,6 +40,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pysm_vae.files import atomic_write
+from pysm_vae.mapfiles import UnfitMap, check_sum, strict_fits
 
 logger = logging.getLogger(__name__)
 
@@ -509,29 +510,24 @@ class _Raw:
 
 
 def _read_fits(path: Path, *, column: str | int | None, hdu: int | str | None) -> _Raw:
-    if not path.is_file():
-        raise FileNotFoundError(f"map {str(path)!r} does not exist. Check the path.")
-    try:
-        with fits.open(path) as hdus:
-            if hdu is not None:
-                try:
-                    candidates = [hdus[hdu]]
-                except (KeyError, IndexError):
-                    raise ValueError(
-                        f"{path}: no HDU {hdu!r}; it has {[h.name for h in hdus]}."
-                    ) from None
-            else:
-                candidates = list(hdus)
-            for candidate in candidates:
-                if isinstance(candidate, fits.BinTableHDU) and not isinstance(
-                    candidate, fits.CompImageHDU
-                ):
-                    return _read_healpix(candidate, path, column)
-                if candidate.header.get("NAXIS", 0) >= 2:
-                    return _read_image(candidate, path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as FITS ({error}). Give a FITS file.") from error
-    raise ValueError(
+    with strict_fits(path, f"map {str(path)!r}") as hdus:
+        if hdu is not None:
+            try:
+                candidates = [hdus[hdu]]
+            except (KeyError, IndexError):
+                raise UnfitMap(
+                    f"{path}: no HDU {hdu!r}; it has {[h.name for h in hdus]}."
+                ) from None
+        else:
+            candidates = list(hdus)
+        for candidate in candidates:
+            table = isinstance(candidate, fits.BinTableHDU) and not isinstance(
+                candidate, fits.CompImageHDU
+            )
+            if table or candidate.header.get("NAXIS", 0) >= 2:
+                check_sum(candidate, str(path))
+                return (_read_healpix if table else _read_image)(candidate, path, column)
+    raise UnfitMap(
         f"{path}: no HEALPix table and no image found in it; name the HDU with hdu=..., or give "
         "another file."
     )
@@ -541,13 +537,13 @@ def _read_healpix(table: fits.BinTableHDU, path: Path, column: str | int | None)
     header = table.header
     ordering = str(header.get("ORDERING", "")).strip().upper()
     if not ordering.startswith(("RING", "NEST")):
-        raise ValueError(
+        raise UnfitMap(
             f"{path}: ORDERING={ordering!r} in HDU {table.name!r}; a HEALPix map says RING or "
             "NESTED. Set the keyword, or name another HDU with hdu=..."
         )
     system = str(header.get("COORDSYS", "")).strip().upper()
     if system not in _COORDSYS:
-        raise ValueError(
+        raise UnfitMap(
             f"{path}: COORDSYS={system!r} is not known; set it to G (Galactic), C (equatorial) or "
             "E (ecliptic)."
         )
@@ -555,36 +551,36 @@ def _read_healpix(table: fits.BinTableHDU, path: Path, column: str | int | None)
     names = list(table.columns.names)
     maps = names[1:] if explicit else names
     if not maps:
-        raise ValueError(f"{path}: the table has no map column (it has {names}).")
+        raise UnfitMap(f"{path}: the table has no map column (it has {names}).")
     if column is None:
         usual = [n for n in maps if n.upper() in ("I", "I_STOKES", "INTENSITY", "TEMPERATURE")]
         column = (usual or maps)[0]
     elif isinstance(column, int):
         if not 0 <= column < len(maps):
-            raise ValueError(f"{path}: no column {column}; it has 0 to {len(maps) - 1}: {maps}.")
+            raise UnfitMap(f"{path}: no column {column}; it has 0 to {len(maps) - 1}: {maps}.")
         column = maps[column]
     elif column not in maps:
-        raise ValueError(f"{path}: no column {column!r}; it has {maps}.")
+        raise UnfitMap(f"{path}: no column {column!r}; it has {maps}.")
     # A plain native-endian copy: healpy and numba want it, and the file is then let go.
     values = _native_float(table.data[column]).ravel()
     if explicit:
         try:
             nside = int(header["NSIDE"])
         except (KeyError, ValueError):
-            raise ValueError(
+            raise UnfitMap(
                 f"{path}: a partial map needs the NSIDE keyword; add it to the header."
             ) from None
         pixels = np.asarray(table.data[names[0]]).ravel().astype(np.int64)
         npix = 12 * nside**2
         if pixels.size != values.size or pixels.min() < 0 or pixels.max() >= npix:
-            raise ValueError(
+            raise UnfitMap(
                 f"{path}: pixel column {names[0]!r} does not fit NSIDE={nside}. Check the file."
             )
         full = np.full(npix, np.nan, values.dtype)
         full[pixels] = values
         values = full
     if not hp.isnpixok(values.size):
-        raise ValueError(
+        raise UnfitMap(
             f"{path}: column {column!r} has {values.size} pixels, which is no 12 nside² and the "
             "header does not say INDXSCHM=EXPLICIT. Give a complete map, or name another column."
         )
@@ -600,18 +596,21 @@ def _read_healpix(table: fits.BinTableHDU, path: Path, column: str | int | None)
     )
 
 
-def _read_image(image: fits.PrimaryHDU | fits.ImageHDU, path: Path) -> _Raw:
+def _read_image(
+    image: fits.PrimaryHDU | fits.ImageHDU, path: Path, column: str | int | None
+) -> _Raw:
+    del column  # images have none
     with warnings.catch_warnings():
         # astropy mends old-style dates and units by itself and says so: nothing to act on.
         warnings.simplefilter("ignore", FITSFixedWarning)
         wcs = WCS(image.header)
     if not wcs.has_celestial:
-        raise ValueError(
+        raise UnfitMap(
             f"{path}: HDU {image.name!r} has no celestial WCS (CTYPE {list(wcs.wcs.ctype)}). Add "
             "one, or name another HDU with hdu=..."
         )
     if wcs.has_distortion:
-        raise ValueError(
+        raise UnfitMap(
             f"{path}: its WCS has distortion terms (SIP or tables), which are not handled. "
             "Reproject the image to a plain projection first."
         )
@@ -620,7 +619,7 @@ def _read_image(image: fits.PrimaryHDU | fits.ImageHDU, path: Path) -> _Raw:
     # numpy's axes run the other way round; all others must be of length one.
     others = [k for k in range(values.ndim) if values.ndim - 1 - k not in (lng, lat)]
     if any(values.shape[k] != 1 for k in others):
-        raise ValueError(
+        raise UnfitMap(
             f"{path}: the image has shape {values.shape}; one plane is needed. Write the plane "
             "that you want to its own file."
         )
