@@ -182,6 +182,10 @@ def is_there(order: Order, seed: int, *, whole: bool, overwrite: bool) -> bool:
             raise IsADirectoryError(f"{str(path)!r} is a folder: move it, or name another --out")
         try:
             header = verify_map(path) if whole else read_header(path)
+            other = (header.get("RECIPE"), header.get("SEED")) != (recipe, seed)
+            if other and not whole:
+                # Before somebody is told that it is another map: a damaged header is none.
+                verify_map(path)
         except FileNotFoundError:
             complete = False
             continue
@@ -195,13 +199,12 @@ def is_there(order: Order, seed: int, *, whole: bool, overwrite: bool) -> bool:
                 log.warning("%s: it is made anew", error)
             complete = False
             continue
-        if (header.get("RECIPE"), header.get("SEED")) != (recipe, seed):
-            if not overwrite:
-                raise FileExistsError(
-                    f"{str(path)!r} holds a map that was made with other settings, or by another "
-                    "version: name another folder, or replace it with overwrite=True (--overwrite)"
-                )
-            complete = False
+        if other and not overwrite:
+            raise FileExistsError(
+                f"{str(path)!r} holds a map that was made with other settings, or by another "
+                "version: name another folder, or replace it with overwrite=True (--overwrite)"
+            )
+        complete = complete and not other
     return complete and (not order.figure or _is_whole_picture(order.picture(seed)))
 
 

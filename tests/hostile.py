@@ -20,8 +20,8 @@ CLEAR = (
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
-    PermissionError,
     NotADirectoryError,
+    PermissionError,
     ConnectionError,
 )
 
