@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pysm3.units as u
 
@@ -89,6 +89,7 @@ def simulate_many(
     preset: str = "vae0",
     template: str | Path | u.Quantity | None = None,
     weights: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     unit: str | u.UnitBase = "uK_CMB",
     region: str | Path | tuple[float, float, float] | None = None,
     figure: bool = False,
@@ -112,7 +113,7 @@ def simulate_many(
         Folder of all files; made if need be.
     seeds : sequence of int
         The skies.
-    nside, channels, preset, template, weights, unit, region
+    nside, channels, preset, template, weights, settings, unit, region
         See :func:`pysm_vae.simulate.simulate`.
     figure : bool
         Also draw a picture of each sky.
@@ -147,6 +148,7 @@ def simulate_many(
         preset=preset,
         template=template,
         weights=weights,
+        settings=settings,
         unit=unit,
         region=region,
         figure=figure,

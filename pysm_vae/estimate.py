@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ def estimate(
     preset: str = "vae0",
     template: Any = None,
     weights: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     unit: Any = "uK_CMB",
     region: Any = None,
     **options: Any,
@@ -112,7 +113,7 @@ def estimate(
         Folder of the files.
     seeds : sequence of int
         The skies.
-    figure, preset, template, weights, unit, region, nside, channels
+    figure, preset, template, weights, settings, unit, region, nside, channels
         See :func:`pysm_vae.simulate.simulate`.
 
     Returns
@@ -127,8 +128,8 @@ def estimate(
     for seed in seeds:
         check_seed(seed)
     order = Order.of(
-        out, preset=preset, template=template, weights=weights, unit=unit, region=region,
-        figure=figure, **options,
+        out, preset=preset, template=template, weights=weights, settings=settings, unit=unit,
+        region=region, figure=figure, **options,
     )  # fmt: skip
     kept = sum(is_there(order, seed, whole=False, overwrite=True) for seed in seeds)
     tiling = Tiling()

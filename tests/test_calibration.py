@@ -67,7 +67,7 @@ def calibrators():
     maps[0] += 1.0
     ones = np.ones(NPIX)
     return {
-        factor: Calibrator(maps, Spectrum(amplitude=factor), SPLIT, ones, ones)
+        factor: Calibrator(maps, Spectrum(amplitude=factor), SPLIT, ones, ones, ones)
         for factor in (1.0, 2.0)
     }, d_80
 

@@ -87,7 +87,7 @@ class Calibrator:
     fluctuation of i multiplies the intensity and one of q adds to Q/I: with the mask W, the
     crowding g and the roughness s, T patterns of :math:`D_\ell` come out at about
     :math:`D_\ell \langle W^2 g^2 s^2 I^2\rangle / \langle W^2\rangle`, E and B patterns at the same
-    without s. Besides
+    with their own modulation in place of s. Besides
 
     - the intensity spreads the spectra and mixes E with B (:mod:`pysm_vae.sky.coupling`),
     - T patterns carry the template's polarisation with them: they add
@@ -107,6 +107,8 @@ class Calibrator:
         Scale of the T patterns at each pixel.
     crowding : ndarray, shape (12 * 64**2,)
         Factor on all patterns at each pixel.
+    modulation : ndarray, shape (12 * 64**2,)
+        Factor on E and B patterns at each pixel.
     """
 
     def __init__(
@@ -116,12 +118,13 @@ class Calibrator:
         split: tuple[float, float],
         roughness: np.ndarray,
         crowding: np.ndarray,
+        modulation: np.ndarray,
     ) -> None:
         self.slopes = spectrum.slopes
         mask = latitude_mask(CALIBRATION_NSIDE)
         weight = (mask * crowding) ** 2 / np.mean(mask**2)
         # In units of what E and B patterns of unit D_ell give in the map.
-        square = np.mean(weight * maps[0] ** 2)
+        square = np.mean(weight * (modulation * maps[0]) ** 2)
         self._rough = np.mean(weight * (roughness * maps[0]) ** 2) / square
         polarised = np.mean(weight * roughness**2 * (maps[1] ** 2 + maps[2] ** 2))
         self._carried = polarised / square / 2
@@ -132,6 +135,7 @@ class Calibrator:
         self._wanted = factor * np.array([tt, share * (ee + bb), (1 - share) * (ee + bb)])
 
         self._coupling = Coupling(mask * crowding * maps[0])
+        self._polarised = Coupling(mask * crowding * modulation * maps[0])
         self._used = (self._coupling.ell > 50) & (self._coupling.ell < 500)
         ell = self._coupling.ell[self._used]
         self._small = 1 - handover(ell, *split) ** 2
@@ -163,8 +167,8 @@ class Calibrator:
         same, other = {}, {}
         for k in (1, 2):
             slope = self.slopes[k]
-            same[k] = self._columns(slope, lambda power: self._coupling.spin(power)[0])
-            other[k] = self._columns(slope, lambda power: self._coupling.spin(power)[1])
+            same[k] = self._columns(slope, lambda power: self._polarised.spin(power)[0])
+            other[k] = self._columns(slope, lambda power: self._polarised.spin(power)[1])
         levels = {1: np.zeros(SOLVED), 2: np.zeros(SOLVED)}
         # Each gets what the other leaks; the leak is small, so a few rounds settle it.
         for _ in range(4):

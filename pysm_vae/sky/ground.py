@@ -76,6 +76,8 @@ class Ground:
         D_ℓ of the T, E and B patterns at the nodes, over their power laws.
     crowded : float
         The template's i where fluctuations start to average out; see :meth:`crowding`.
+    polarisation : float
+        Root mean square length of the template's (q, u) at high latitude; see :meth:`modulation`.
     most_polarised : (float, float)
         Length of (q, u) from which it saturates, and where it ends.
     """
@@ -98,12 +100,14 @@ class Ground:
         start, end = np.arctanh(MOST_POLARISED)
         knee = max(start, np.hypot(fields[1], fields[2]).max())
         self.most_polarised = knee, knee + end - start
+        self.polarisation = np.sqrt(np.mean(fields[1, calm] ** 2 + fields[2, calm] ** 2))
         calibrator = Calibrator(
             from_log_pol_tens(fields),
             spectrum,
             split,
             self.large.roughness(*angles),
             self.crowding(fields[0]),
+            self.modulation(fields[1], fields[2]),
         )
         self._spectra = Spectra(generator.spectra)
         self._deficit = np.ones(1)
@@ -128,6 +132,20 @@ class Ground:
             The template's i.
         """
         return 1 / np.sqrt(1 + np.exp(i - self.crowded))
+
+    def modulation(self, q: np.ndarray, u: np.ndarray) -> np.ndarray:
+        r"""Factor on E and B patterns where the template is polarised more, or less.
+
+        :math:`\sqrt{(1 + p^2/\bar p^2)/2}` with p the length of (q, u), so that half of their
+        variance follows the large-scale polarised intensity. Not all: where the field's directions
+        cancel along the line of sight, small scales do not.
+
+        Parameters
+        ----------
+        q, u : ndarray
+            The template's.
+        """
+        return np.sqrt((1 + (q**2 + u**2) / self.polarisation**2) / 2)
 
     def excess(self, ell: np.ndarray) -> np.ndarray:
         """Power of what T patterns add to the intensity over that of a faint, blind pattern.

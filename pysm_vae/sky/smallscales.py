@@ -98,7 +98,8 @@ class SmallScales(Patterns):
             coarse, fine = self._layers(tile, view.places)
             offset = spline(self._offset(tile, coarse[0]))[None]
         splines = self.ground.large.splines[tile], offset, coarse, fine
-        _lay(*splines, self.ground.crowded, *view[1:], where[view.where], maps)
+        ground = self.ground.crowded, self.ground.polarisation
+        _lay(*splines, *ground, *view[1:], where[view.where], maps)
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
         """What keeps the mean intensity, of the spline coefficients of T."""
@@ -111,7 +112,7 @@ class SmallScales(Patterns):
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _lay(large, offset, coarse, fine, crowded, weights, places, turns, where, maps):
+def _lay(large, offset, coarse, fine, crowded, polarisation, weights, places, turns, where, maps):
     """Add one chart's fields at the pixels of a view."""
     npix = places.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
@@ -129,8 +130,10 @@ def _lay(large, offset, coarse, fine, crowded, weights, places, turns, where, ma
             t = crowding * ground[0] * (small[0] + finer[0])
             if t > KNEE:
                 t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
-            q = share * ground[2] + factor * (small[1] + finer[1])
-            u = share * ground[3] + factor * (small[2] + finer[2])
+            polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
+            modulation = factor * math.sqrt(0.5 * (1.0 + polarised))
+            q = share * ground[2] + modulation * (small[1] + finer[1])
+            u = share * ground[3] + modulation * (small[2] + finer[2])
             pixel = where[p]
             maps[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
             maps[1, pixel] += turns[p, 0] * q - turns[p, 1] * u
