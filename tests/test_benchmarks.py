@@ -16,10 +16,13 @@ import numpy as np
 import pysm3.units as u
 import pytest
 from astropy.io import fits
+from astropy.wcs import WCS
+from scipy.ndimage import gaussian_filter
 from synthetic import NETWORK, SIZE, field, make_card, make_generator, make_map, make_network
 from typer.testing import CliRunner
 
 from pysm_vae.cli.learning import DEFAULTS
+from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import load_template, to_log_pol_tens
 from pysm_vae.stats import report
@@ -32,12 +35,11 @@ from pysm_vae.vae.training import TrainingConfig, training_patches
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    common, folds, dcgan, ablation, sky_benchmark, seams, spectra, decorrelation = map(
-        importlib.import_module,
-        (
-            *("common", "folds", "dcgan", "ablation", "sky"),
-            *("seams", "spectra", "decorrelation"),
-        ),
+    common, folds, dcgan, ablation, sky_benchmark = map(
+        importlib.import_module, ("common", "folds", "dcgan", "ablation", "sky")
+    )
+    seams, spectra, decorrelation, polarisation = map(
+        importlib.import_module, ("seams", "spectra", "decorrelation", "polarisation")
     )
 
 # Without the scores whose graphs take longest to make.
@@ -713,6 +715,34 @@ class TestSpectra:
         assert all(a[1] == b[0] for a, b in itertools.pairwise(bands))
 
 
+class TestDecorrelation:
+    def test_responses_are_the_seds(self):
+        """Against differences of the emission itself."""
+        plain = SimpleNamespace(freq_ref_I=353 * u.GHz, mbb_temperature=19.6 * u.K)
+
+        def sed(beta: float, temperature: float) -> float:
+            refs = {"freq_ref_I": 353 * u.GHz, "freq_ref_P": 353 * u.GHz}
+            one = np.ones((3, 1))
+            at = emission(one, 95 * u.GHz, beta=beta, temperature=temperature, **refs)
+            return np.log(at[0, 0])
+
+        by_beta, by_temperature = decorrelation.response(95.0, plain, plain)
+        assert by_beta == pytest.approx((sed(1.54, 19.6) - sed(1.52, 19.6)) / 0.02, rel=1e-6)
+        warmer = (sed(1.53, 19.7) - sed(1.53, 19.5)) / 0.2
+        assert by_temperature == pytest.approx(warmer, rel=1e-3)
+
+    def test_correlations_of_known_maps(self, rng):
+        """Of B maps that share a part of their power, the same in every band."""
+        one, other = gaussian(256, (-0.5, -0.5, -0.5), rng)[1:]
+        mixed = [np.stack([one, one]), np.stack([0.8 * one + 0.6 * other] * 2)]
+        power = np.array([[decorrelation.banded(a, b) for b in mixed] for a in mixed])
+        found = decorrelation.ratios(power)
+        np.testing.assert_allclose(found[0, 0], 1)
+        # E is twice B in power.
+        want = 0.8 * 2**0.5 / np.hypot(0.8 * 2**0.5, 0.6)
+        np.testing.assert_allclose(found[0, 1], want, atol=0.02)
+
+
 @pytest.fixture(scope="module")
 def share() -> np.ndarray:
     """Of the nearest chart, at nside 64."""
@@ -742,3 +772,214 @@ class TestSeams:
         _, kurtosis, _, _ = seams.zones(alm, 64, 20.0, zone)
         assert abs(kurtosis[0]) < 0.3
         assert kurtosis[1] > 2
+
+
+def made_up_sky(seed: int, nside: int = 128) -> polarisation.Sky:
+    """Heavy-tailed patterns on a smooth template with a field of one direction."""
+    rng = np.random.default_rng(seed)
+    lmax, lat = 240, hp.pix2ang(nside, np.arange(hp.nside2npix(nside)), lonlat=True)[1]
+    large = np.array([3 - np.abs(lat) / 45, 0.1 - np.abs(lat) / 2000, 0 * lat])
+    heavy = np.stack([rng.standard_normal(lat.size) ** 3 for _ in range(3)])
+    alm = hp.map2alm(heavy, lmax=lmax, iter=0)
+    ell = np.maximum(np.arange(lmax + 1), 1)
+    red = np.where(ell > 60, (ell / 80.0) ** -1.25, 0) * [[0.02], [0.002], [0.001]]
+    alm = [hp.almxfl(a, power) for a, power in zip(alm, red, strict=True)]
+    fields = large + np.array(hp.alm2map(alm, nside, pol=True))
+    even = SimpleNamespace(roughness=lambda theta, phi: np.ones_like(theta))
+    ground = SimpleNamespace(crowding=lambda i: np.ones_like(i), large=even)
+    small = SimpleNamespace(lmax=float(lmax), nside=nside, ground=ground)
+    return polarisation.Sky(small, large, fields)
+
+
+class TestPolarisation:
+    def test_fractions(self, rng):
+        p = rng.uniform(0, 0.2, hp.nside2npix(32))
+        maps = np.array([np.full(p.size, 5.0), 3 * p, -4 * p])
+        found = polarisation.fraction(maps)
+        np.testing.assert_allclose(
+            found["full sky"]["percentiles"], [0.1, 0.19, 0.1998, 0.2], atol=0.004
+        )
+        width = np.diff(polarisation.FRACTION_EDGES)
+        assert np.sum(found["|b| > 20"]["density"] * width) == pytest.approx(1)
+        np.testing.assert_allclose(found["full sky"]["density"][:40], 5, rtol=0.2)
+
+    def test_pattern_correlation(self, rng):
+        ell = np.where(np.arange(21) > 1, 1.0, 0)
+        roots = np.eye(3)[..., None] * ell
+        one, other = (polarisation.gaussian_alms(roots, rng) for _ in range(2))
+        # T is not looked at.
+        alm = [one, np.array([other[0], *(0.6 * one + 0.8 * other)[1:]])]
+        first, second = (np.array(hp.alm2map(a, 32, pol=True)) for a in alm)
+        found = polarisation.pattern_correlation(first, second)
+        assert found["full sky"] == pytest.approx(0.6, abs=0.08)
+        assert found["|b| > 30"] == pytest.approx(0.6, abs=0.12)
+        assert polarisation.pattern_correlation(first, -first)["|b| > 30"] == pytest.approx(-1)
+
+    def test_small_scales_and_brightness(self):
+        sky = made_up_sky(0)
+        intensity = sky.template[0]
+        p = 0.05 + 0.04 * np.sin(3 * np.linspace(0, 2 * np.pi, intensity.size))
+        template = np.array([intensity, intensity * p, 0 * p])
+        found = polarisation.follow(intensity**1.4 * p**0.6, template)
+        assert found["together"]["I"] == pytest.approx(0.7, abs=0.02)
+        assert found["together"]["P/I"] == pytest.approx(0.3, abs=0.02)
+        assert found["I"]["slope"] == pytest.approx(0.7, abs=0.02)
+        assert np.all(np.diff(found["I"]["brightness"]) > 0)
+
+    @pytest.mark.parametrize(("ell", "kept"), [(50, 0), (230, 1)])
+    def test_small_scales_are_above_a_multipole(self, ell, kept, rng):
+        power = np.zeros((3, 3, 241))
+        power[1, 1, ell] = power[2, 2, ell] = 1
+        maps = hp.alm2map(polarisation.gaussian_alms(power, rng), 128, pol=True)
+        square = polarisation.small_polarisation(np.array(maps), 240).mean()
+        whole = 0.5 * np.mean(maps[1] ** 2 + maps[2] ** 2)
+        assert square == pytest.approx(kept * whole, abs=0.01 * whole)
+
+    def test_small_fields(self, rng, monkeypatch):
+        """Of a power law their power is right, and E makes B only where Q and U are cut."""
+        monkeypatch.setattr(polarisation, "DISC_NSIDE", 2)
+        area = polarisation.disc(64, np.array([0.6, 0, 0.8])).sum() * hp.nside2pixarea(64, True)
+        assert area == pytest.approx(400, rel=0.03)
+        intensity = np.arange(hp.nside2npix(128), dtype=float)
+        law = polarisation.power_law(0, 400)
+        found = polarisation.disc_powers(law, intensity)
+        assert found.shape[0] == 5
+        ell = np.arange(110, 370)
+        # D_l of the unit amplitudes is 1 / 2 pi at the pivot.
+        expected = np.mean((ell / 80.0) ** Spectrum.slopes[2]) / (2 * np.pi)
+        assert found[1].mean() == pytest.approx(expected, rel=0.15)
+        assert found[3].mean() == pytest.approx(expected, rel=0.25)
+        # Rings are numbered from the north.
+        assert np.all(np.diff(found[4]) > -2000)
+        leaked = polarisation.disc_powers(law * [[1], [0]], intensity)
+        assert np.all(leaked[:2] == 0)
+        assert 0.001 < leaked[3].mean() / found[3].mean() < 0.3
+
+    def test_excess_of_faint_fields(self, rng):
+        brightness = np.geomspace(1, 100, 200)
+        low = brightness**2 * np.exp(0.1 * rng.standard_normal((3, 200)))
+        laws = np.array([[2 * low[0], low[0]] * 2 + [brightness]] * 3)
+        for excess in (1.0, 3.0):
+            high = low * 0.5 * np.where(brightness < np.percentile(brightness, 25), excess, 1)
+            each = np.stack([low, high, low, high, np.broadcast_to(brightness, low.shape)], axis=1)
+            found = polarisation.small_fields(each, laws)
+            assert found["R of a power law"] == [pytest.approx(2), pytest.approx(0)]
+            quarters = found["small scales over a power law's, by quarter"]
+            np.testing.assert_allclose(quarters, [excess, 1, 1, 1], rtol=1e-6)
+            trend = found["faintest quarter over the trend of the others"]
+            assert trend == pytest.approx(excess, rel=0.05)
+            assert found["power of intensity in the brighter fields"] == pytest.approx(2, abs=0.03)
+
+    def test_controls_have_the_spectra_and_no_tails(self):
+        """At high latitude, where the modulation hardly varies within a cell."""
+        sky = made_up_sky(1)
+        mask, lmax = polarisation.latitude_mask(sky.nside), int(sky.small.lmax)
+        own = (sky.maps - sky.template) / sky.template[0]
+
+        def kurtosis(values):
+            values = values[mask == 1] - values[mask == 1].mean()
+            return np.mean(values**4) / np.mean(values**2) ** 2 - 3
+
+        assert min(kurtosis(values) for values in own) > 0.5
+        want = hp.anafast(own * mask, lmax=lmax, iter=1)[:3]
+        for kind in polarisation.CONTROLS:
+            small = polarisation.control(sky, kind, np.random.default_rng(2)) / sky.template[0]
+            assert max(abs(kurtosis(values)) for values in small) < 0.15
+            found = hp.anafast(small * mask, lmax=lmax, iter=1)[:3]
+            ratio = np.sum(found[:, 80:220], axis=1) / np.sum(want[:, 80:220], axis=1)
+            np.testing.assert_allclose(ratio, 1, atol=0.06)
+            # Another realisation, not the sky itself.
+            assert abs(np.corrcoef(small[1], own[1])[0, 1]) < 0.1
+
+    def test_heavy_tails_differ_from_a_control(self, rng):
+        def judged(power):
+            smooth = gaussian_filter(rng.standard_normal((40, 48, 48)), (0, 1.5, 1.5))
+            return polarisation.shape(np.sign(smooth) * abs(smooth) ** power, 12.0, [(200, 400)])
+
+        sets = {
+            "sky": [judged(2) for _ in range(3)],
+            "tailed": [judged(2) for _ in range(3)],
+            "Gaussian": [judged(1) for _ in range(3)],
+        }
+        found = polarisation.compare(sets)
+        assert found["sky"]["kurtosis"][0] > 1
+        assert found["Gaussian"]["sigmas"][0] > 3
+        assert abs(found["tailed"]["sigmas"][0]) < 3
+        for k in range(3):
+            same, other = found["tailed"][f"V{k}"], found["Gaussian"][f"V{k}"]
+            assert other["sigmas"] > 3 > abs(same["sigmas"])
+            assert other["distance"] > 2 * same["distance"]
+            assert other["overlap"] < same["overlap"]
+
+    def test_flat_e_is_healpixs(self, rng):
+        """A sky of pure E, cut into a field, has little B; and the other way round."""
+        nside, pixel = 256, 8.0
+        ell = np.arange(501)
+        power = np.where((ell > 100) & (ell < 400), 1 / np.maximum(ell, 1), 0)
+        lon, lat = tangent_grid(40.0, -10.0, 90, pixel)
+        for row in (1, 2):
+            roots = np.zeros((3, 3, 501))
+            roots[row, row] = power
+            maps = hp.alm2map(polarisation.gaussian_alms(roots, rng), nside, pol=True)[1:]
+            flat = np.array([hp.get_interp_val(m, lon, lat, lonlat=True) for m in maps])
+            e, b, multipole = polarisation.flat_e_b(flat, pixel)
+            band = (multipole > 150) & (multipole < 350)
+            share = np.sum(np.abs((e, b)[row - 1][band]) ** 2) / np.sum(
+                np.abs((e, b)[2 - row][band]) ** 2
+            )
+            assert share > 10
+
+    def test_fields_are_read(self, tmp_path, rng):
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["GLON-TAN", "GLAT-TAN"]
+        wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = [170, -14], [31, 31], [-0.05, 0.05]
+        image = rng.standard_normal((61, 62))
+        for name in "qu":
+            fits.PrimaryHDU(image, wcs.to_header()).writeto(tmp_path / f"{name}.fits")
+        maps, lon, lat, pixel = polarisation.read_taurus(tmp_path / "q.fits", tmp_path / "u.fits")
+        assert pixel == pytest.approx(6)
+        assert maps.shape == (2, *lon.shape) == (2, 30, 30)
+        np.testing.assert_allclose(maps[0][3, 4], image[6:8, 9:11].mean())
+        want = wcs.pixel_to_world_values(9.5, 6.5)
+        np.testing.assert_allclose((lon[3, 4], lat[3, 4]), want)
+        fits.PrimaryHDU(image[:, 1:], wcs.to_header()).writeto(tmp_path / "other.fits")
+        with pytest.raises(ValueError, match="must be two images of one size"):
+            polarisation.read_taurus(tmp_path / "q.fits", tmp_path / "other.fits")
+
+    def test_program(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(polarisation, "DISC_NSIDE", 2)
+        monkeypatch.setattr(polarisation, "PATCH_NSIDE", 2)
+        skies = {seed: made_up_sky(seed) for seed in range(2)}
+        monkeypatch.setattr(polarisation.Sky, "draw", lambda weights, nside, seed: skies[seed])
+        monkeypatch.setattr(
+            polarisation, "DISC_BANDS", tuple(np.array(polarisation.DISC_BANDS) * 6 // 10)
+        )
+        hp.write_map(tmp_path / "d1.fits", load_template("embedded").maps(32), dtype=np.float32)
+        output = invoke(
+            polarisation.app,
+            "--seeds=2",
+            f"--out={tmp_path}",
+            f"--reference={tmp_path / 'd1.fits'}",
+        )
+        found = json.loads((tmp_path / "polarisation.json").read_text())
+        assert found["nside"] == 128
+        assert found["bands"] == [[100, 200]]
+        assert found["pattern of Q, U at l < 20"]["full sky"] == pytest.approx(1, abs=0.01)
+        for name in polarisation.FIELDS:
+            sets = found["non-Gaussianity"][name]
+            assert sets["modulated Gaussian"]["sigmas"][0] > 0
+            assert sets["modulated Gaussian"]["V0"]["sigmas"] is None
+        for text in ("reference, nside 64", "arXiv:2502.20452: d9", "goes as I^"):
+            assert text in output
+        for name in ("zoom", "polarisation", "shapes"):
+            assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert not (tmp_path / "taurus.png").exists()
+
+    def test_taurus_goes_in_pairs(self, tmp_path):
+        image = tmp_path / "q.fits"
+        image.touch()
+        result = CliRunner().invoke(
+            polarisation.app, [f"--out={tmp_path}", f"--taurus-q={image}"], env={"COLUMNS": "200"}
+        )
+        assert result.exit_code == 2
+        assert "go together" in result.output

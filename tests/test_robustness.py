@@ -574,7 +574,7 @@ class TestDisk:
 
         network = load_generator().network
         small_disk()
-        with pytest.raises(OSError, match="large|space"):
+        with pytest.raises(OSError, match=r"large|space"):
             save_weights(network, tmp_path / "w.npz")
         assert list(tmp_path.iterdir()) == []
 
