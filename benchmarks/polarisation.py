@@ -51,10 +51,10 @@ FRACTION_EDGES = np.linspace(0, 0.4, 81)
 #: Small scales, for the amplitude that follows brightness.
 SMALL_ELL = 150.0
 BRIGHTNESS_BINS = 12
-# Small fields, as in the paper on PySM's models (arXiv:2502.20452, section 4.2.2): discs of
-# 400 square degrees at |b| > 30 degrees, with edges tapered by a Gaussian of 2 degrees FWHM; R is
-# the mean of BB in the first two bands over that in the last four. The paper centres them on the
-# pixels of nside 8; they overlap so much that a quarter of them tells the same.
+# Small fields, as in the paper on PySM's models (arXiv:2502.20452, "Dust Emission Over the Sky"):
+# discs of 400 square degrees at |b| > 30 degrees, with edges tapered by a Gaussian of 2 degrees
+# FWHM; R is the mean of BB in the first two bands over that in the last four. The paper centres
+# them on the pixels of nside 8; they overlap so much that a quarter of them tells the same.
 DISC_NSIDE, DISC_LATITUDE = 4, 30.0
 DISC_RADIUS = np.arccos(1 - 400 * np.radians(1) ** 2 / (2 * np.pi))
 DISC_EDGE = np.radians(2) / np.sqrt(8 * np.log(2))
