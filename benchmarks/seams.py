@@ -46,7 +46,7 @@ def patterns(small: SmallScales) -> np.ndarray:
     maps = np.zeros((3, hp.nside2npix(nside)))
     for tile, pixels in small.tiling.charts(nside):
         view = small.tiling.locate(tile, nside, pixels)
-        _, *layers = small.patterns(tile, view.places)
+        layers = [layer for layer in small.layers(tile, view.places) if layer.size]
         maps[:, pixels[view.where]] += view.weights * sum(small.tiling.evaluate(view, layers))
     return np.array(hp.map2alm(maps, lmax=lmax, iter=1))
 

@@ -93,7 +93,7 @@ class ParameterScales(Patterns):
     def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
         view = self.tiling.locate(tile, self.nside, pixels)
         if len(view.where):
-            layers = self._layers(tile, view.places)
+            layers = self.layers(tile, view.places)
             _lay(*layers, view.weights, view.places, where[view.where], maps)
 
 

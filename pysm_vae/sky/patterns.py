@@ -132,7 +132,7 @@ class Patterns(ABC):
         del tile
         return fields
 
-    def _layers(self, tile: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def layers(self, tile: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw the patterns of one chart.
 
         Parameters

@@ -95,7 +95,7 @@ class SmallScales(Patterns):
         offset, coarse = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
         fine = coarse[:, :0, :0]
         if self.ground.levels.any():
-            coarse, fine = self._layers(tile, view.places)
+            coarse, fine = self.layers(tile, view.places)
             offset = spline(self._offset(tile, coarse[0]))[None]
         splines = self.ground.large.splines[tile], offset, coarse, fine
         ground = self.ground.crowded, self.ground.polarisation
