@@ -10,17 +10,23 @@ from pathlib import Path
 
 import healpy as hp
 import numpy as np
+import pysm3.units as u
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from quick import QuickDust
 from synthetic import make_card
 from typer.testing import CliRunner
 
+import pysm_vae.estimate
 import pysm_vae.simulate
 import pysm_vae.vae.download
+from pysm_vae.channels import Channel
 from pysm_vae.cli import app
 from pysm_vae.cli.learning import MapArgument, parse_map, training_config, training_maps
 from pysm_vae.cli.sky import parse_band, parse_settings
+from pysm_vae.figures import file_figure
+from pysm_vae.mapfiles import read_healpix, write_map
 
 BASE = ("simulate", "--nside", "16", "--freq", "353")
 
@@ -79,14 +85,40 @@ class TestHelp:
         assert done.returncode == 0, done.stderr
         # Two seconds on a quiet machine; room for a busy one.
         assert time.perf_counter() - start < 15
-        for command in ("simulate", "train", "download", "info"):
+        for command in ("simulate", "plot", "train", "download", "info"):
             assert command in done.stdout
+        # It teaches: commands to copy, exit codes, completion.
+        for text in ("pysm-vae simulate --nside 128", "--seeds 0:100", "Exit codes", "completion"):
+            assert text in done.stdout
 
-    @pytest.mark.parametrize("command", ["simulate", "train", "download", "info"])
-    def test_each_has_an_example_or_says_what_it_shows(self, command):
+    @pytest.mark.parametrize("command", ["simulate", "plot", "train", "download", "info"])
+    def test_each_has_an_example(self, command):
         result = run(command, "--help")
         assert result.exit_code == 0
-        assert f"pysm-vae {command}" in result.stdout or command == "info"
+        assert f"pysm-vae {command}" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("words", "found"),
+        [
+            ("simulate --preset vae", ["vae0", "vae1"]),
+            ("simulate --weights ", ["default", "octave", "thorne2021"]),
+            ("simulate --unit uK_", ["uK_CMB", "uK_RJ"]),
+            ("simulate --template d1", ["d1", "d10", "d11", "d12"]),
+            ("download ", ["gnilc-545"]),
+        ],
+    )
+    def test_shell_completion(self, words, found):
+        """As bash asks for it."""
+        line = f"pysm-vae {words}"
+        environment = {
+            "_PYSM_VAE_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }
+        result = CliRunner().invoke(app, [], env=environment, prog_name="pysm-vae")
+        assert set(found) - {"d12"} <= set(result.stdout.split())
+        prefix = words.rpartition(" ")[2]
+        assert all(word.startswith(prefix) for word in result.stdout.split())
 
     def test_version(self):
         assert run("--version").stdout == f"pysm-vae {pysm_vae.__version__}\n"
@@ -195,6 +227,169 @@ class TestSimulate:
         )
         assert "free some space" in refused(*BASE, "--out", tmp_path, code=1)
         assert list(tmp_path.iterdir()) == []
+
+
+class TestEnsemble:
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch):
+        class Dust(QuickDust):
+            drawn: list[int] = []  # noqa: RUF012
+
+        monkeypatch.setattr(pysm_vae.simulate, "VAEDust", Dust)
+        monkeypatch.setattr(pysm_vae.estimate, "VAEDust", Dust)
+        self.dust = Dust
+
+    def test_seeds(self, tmp_path):
+        result = run(*BASE, "--seeds", "3,5:7", "--out", tmp_path)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == f"3 of 3 skies made in {tmp_path}, 0 were there\n"
+        # Neither progress nor notes where nobody watches.
+        assert result.stderr == ""
+        names = [f"vae0_353GHz_nside16_seed{seed}.fits" for seed in (3, 5, 6)]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
+        path = tmp_path / names[0]
+        path.write_bytes(path.read_bytes()[:-100])
+        again = run("-v", *BASE, "--seeds", "3,5:7", "--out", tmp_path)
+        assert again.stdout == f"1 of 3 skies made in {tmp_path}, 2 were there\n"
+        warning, *notes = again.stderr.splitlines()
+        assert warning.startswith("pysm-vae: warning: map ")
+        assert "made anew" in warning
+        assert notes == ["pysm-vae: info: sky 5 is complete", "pysm-vae: info: sky 6 is complete"]
+
+    def test_part(self, tmp_path, monkeypatch):
+        assert run(*BASE, "--seeds", "0:9", "--part", "2/4", "--out", tmp_path).exit_code == 0
+        assert self.dust.drawn == [1, 5]
+        for name, value in (("ID", 3), ("COUNT", 4), ("MIN", 0), ("MAX", 3), ("STEP", 1)):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        assert run(*BASE, "--seeds", "0:9", "--out", tmp_path).exit_code == 0
+        assert self.dust.drawn == [1, 5, 3, 7]
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("--seeds", "x"), "START:STOP"),
+            (("--seeds", "5:5"), "has none"),
+            (("--seeds", "0:5", "--seed", "3"), "not both"),
+            (("--seeds", "0:5", "--part", "6/5"), "K/N"),
+            (("--part", "1/5"), "--part is for --seeds"),
+        ],
+    )
+    def test_refused(self, tmp_path, args, message):
+        assert message in refused(*BASE, *args, "--out", tmp_path)
+        assert self.dust.drawn == []
+
+    def test_exit_codes(self, tmp_path):
+        """The four that --help tells of."""
+        args = (*BASE, "--seeds", "0:2", "--out", tmp_path)
+        assert run(*args[:-1], tmp_path / "all").exit_code == 0
+        self.dust.stop, self.dust.error = 1, OSError(5, "Input/output error")
+        assert "Input/output error" in refused(*args, code=1)
+        self.dust.error = ValueError("something is wrong with the input")
+        assert "something is wrong" in refused(*args, code=2)
+        self.dust.error = KeyboardInterrupt()
+        result = run(*args)
+        assert (result.exit_code, result.stderr) == (130, "pysm-vae: interrupted\n")
+        assert len(list(tmp_path.glob("*.fits"))) == 1
+
+    def test_dry_run(self, tmp_path):
+        """What it says is what the same sky then takes; and nothing is written."""
+        self.dust.seconds = (0.02, 4e-6)
+        out = tmp_path / "maps"
+        settings = {"nside": 256, "channels": [Channel.at(353), Channel.at(100)]}
+        found = pysm_vae.estimate.estimate(out, seeds=range(4), **settings)
+        assert not out.exists()
+        # Twelve charts at 20 ms, and the pixels; half a second for the rest.
+        npix = 12 * 256**2
+        assert 12 * 0.02 + 4e-6 * npix == pytest.approx(found.each, abs=0.6, rel=0.3)
+        assert found.disk == pytest.approx(4 * 2 * 12 * npix, rel=0.02)
+        assert 60 * npix < found.memory < 20e9
+        assert (found.skies, found.kept) == (4, 0)
+        result = run("simulate", "--nside", 16, "--freq", 353, "--seeds", "0:3", "--out", out,
+                     "--dry-run")  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert not out.exists()
+        for text in ("skies: 3, of 1 maps each at nside 16", "time: ", "memory: ", "disk: ", "how"):
+            assert text in result.stdout
+        run(*BASE, "--seeds", "0:2", "--out", out)
+        kept = run(*BASE, "--seeds", "0:3", "--out", out, "--dry-run")
+        assert "skies: 1, of 1 maps each at nside 16; 2 more are there" in kept.stdout
+
+
+class TestPlotAndInfo:
+    @pytest.fixture
+    def maps(self, tmp_path, rng) -> dict[str, Path]:
+        values = np.exp(rng.normal(size=(3, 12 * 16**2)))
+        values[1:] -= 1
+        options = {"nside": 16, "unit": u.uK_CMB, "cards": []}
+        pixels = hp.query_disc(16, hp.ang2vec(110, -38, lonlat=True), np.radians(20))
+        paths = {name: tmp_path / f"{name}.fits" for name in ("full", "part", "nested", "one")}
+        write_map(paths["full"], values.astype("f4"), pixels=None, **options)
+        write_map(paths["part"], values[:, pixels].astype("f4"), pixels=pixels, **options)
+        nested = hp.reorder(values, r2n=True)
+        nested[:, :100] = hp.UNSEEN
+        hp.write_map(paths["nested"], nested, nest=True, column_units="K_CMB", dtype=np.float32)
+        hp.write_map(paths["one"], -values[0], dtype=np.float64)
+        return paths
+
+    @pytest.mark.parametrize(
+        ("name", "args"),
+        [
+            ("full", ()),
+            ("part", ()),
+            ("part", ("--zoom", "110,-38,10", "--show", "ip")),
+            ("nested", ("--show", "P")),
+            ("one", ()),
+        ],
+    )
+    def test_plot(self, maps, name, args):
+        result = run("plot", maps[name], *args)
+        assert result.exit_code == 0, result.output
+        picture = maps[name].with_suffix(".png")
+        assert result.stdout == f"{picture}\n"
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert "already exists" in refused("plot", maps[name], *args)
+
+    def test_orderings_and_parts_look_alike(self, maps):
+        """The middle of the same field, from pixels in any order."""
+        pictures = [
+            file_figure(read_healpix(maps[name], "map"), shown="I", zoom=(110, -38, 10))
+            for name in ("full", "part", "nested")
+        ]
+        shown = [figure.subfigs[1].axes[0].images[0].get_array() for figure in pictures]
+        full = read_healpix(maps["full"], "map").maps[0]
+        expected = hp.get_interp_val(full, 110, -38, lonlat=True)
+        assert shown[0][200, 200] == pytest.approx(expected, rel=0.02)
+        np.testing.assert_allclose(shown[1], shown[0])
+        np.testing.assert_allclose(shown[2], shown[0], rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("name", "args", "message"),
+        [
+            ("one", ("--show", "Q"), "1 maps, so no Q"),
+            ("full", ("--show", "X"), "some of I, Q, U and P"),
+            ("full", ("--zoom", "1,2"), "LON,LAT,SIDE"),
+            ("full", ("--zoom", "1,95,3"), "-90 to 90"),
+            ("part", ("--zoom", "110,60,3"), "nothing there"),
+            ("full", ("--out", "picture.xyz"), "suffix"),
+            ("none", (), "no such file"),
+        ],
+    )
+    def test_refused(self, maps, name, args, message):
+        path = maps.get(name, maps["full"].with_name("none.fits"))
+        assert message in refused("plot", path, *args)
+
+    def test_info_of_a_map(self, tmp_path, monkeypatch, maps):
+        monkeypatch.setattr(pysm_vae.simulate, "VAEDust", QuickDust)
+        run(*BASE, "--seed", 5, "--no-figure", "--out", tmp_path / "o")
+        (path,) = (tmp_path / "o").iterdir()
+        result = run("info", path)
+        assert result.exit_code == 0, result.output
+        for text in ("whole", "353 GHz", "uK_CMB", "nside 16", "seed 5", "octave", "vae0"):
+            assert text in result.stdout
+        path.write_bytes(path.read_bytes()[:-1])
+        assert "cannot be read" in refused("info", path)
+        assert "not made by pysm-vae" in refused("info", maps["full"])
+        assert "no such file" in refused("info", tmp_path / "none.fits")
 
 
 class TestParse:

