@@ -131,7 +131,8 @@ class TestRanks:
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == [f"1 of 1 skies made in {tmp_path}, 0 were there"] * 2
         paths = sorted(tmp_path.iterdir())
-        assert [path.name[-19:] for path in paths] == [f"_seed{k}_region.fits" for k in (2, 3)]
+        names = [f"vae0_353GHz_nside{NSIDE}_seed{k}_region.fits" for k in (2, 3)]
+        assert [path.name for path in paths] == names
         pixels = region_pixels("110,-38,8", NSIDE)
         part = hp.read_map(paths[1], field=(0, 1, 2))
         np.testing.assert_array_equal(part[:, pixels], whole(serial)[:, pixels])
