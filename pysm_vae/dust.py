@@ -136,7 +136,7 @@ class VAEDust(pysm3.Model):
         split = _split(split)
         if map_dist is not None and not isinstance(map_dist, pysm3.MapDistribution):
             raise TypeError(f"map_dist must be a pysm3.MapDistribution, not {map_dist!r}")
-        spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)
+        spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)  # type: ignore[arg-type]
         generator = load_generator(weights)
         if max_nside is None:
             max_nside = 8192 if generator.conditional else 512

@@ -66,7 +66,7 @@ def sky_figure(
     figure = Figure(figsize=(15, 8.6), layout="constrained")
     FigureCanvasAgg(figure)
     heading = f"Galactic dust at {channel.label}, nside {model.nside}"
-    top, bottom = figure.subfigures(2, 1, height_ratios=(0.85, 1))
+    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(0.85, 1))
     label = unit_label(unit)
     top.suptitle(f"{title}: {heading}" if title else heading, fontsize=17)
     bottom.suptitle(

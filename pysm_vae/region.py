@@ -51,7 +51,8 @@ def region_pixels(region: str | Path | tuple[float, float, float], nside: int) -
                 "or the map finer"
             )
         return np.sort(pixels)
-    return _mask_pixels(Path(region), nside)
+    # Three numbers are a disc, so this is a path.
+    return _mask_pixels(Path(str(region)), nside)
 
 
 def _disc_numbers(region: str | Path | tuple[float, float, float]) -> tuple[float, ...] | None:

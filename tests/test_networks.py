@@ -201,6 +201,9 @@ def test_thorne2021_reconstructs_its_size(thorne, rng):
     patches = rng.standard_normal((3, 32, 32)).astype(np.float32)
     ((mean, log_scale),) = thorne.encode(patches)
     assert mean.shape == log_scale.shape == (3, 8)
+    # It takes an environment as octave does, and pays no heed.
+    ((again, _),) = thorne.encode(patches, np.ones(3, np.float32))
+    np.testing.assert_array_equal(again, mean)
     assert thorne.decode([mean]).shape == (3, 32, 32)
 
 

@@ -49,8 +49,8 @@ def power(maps: np.ndarray, large: np.ndarray) -> np.ndarray:
 
 
 def excess_kurtosis(maps: np.ndarray, large: np.ndarray, modulation: np.ndarray) -> float:
-    """Of the intensity's small scales, over their modulation."""
-    values = (maps - large)[:, 0] / large[0] / modulation
+    """Of the logarithm of the intensity's small scales, over their modulation."""
+    values = np.log(maps[:, 0] / large[0]) / modulation
     return float(np.mean(values**4) / np.mean(values**2) ** 2 - 3)
 
 

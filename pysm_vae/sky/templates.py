@@ -454,7 +454,9 @@ def load_template(
     ConnectionError
         If PySM cannot get the preset's maps.
     """
-    split = tuple(split)
+    low, high = split
+    # A TOML file gives a list, which no cache takes.
+    split = low, high
     if isinstance(spec, u.Quantity):
         return Template.from_maps(
             _to_uK_RJ(spec, freq_ref),

@@ -244,7 +244,9 @@ class Comparison:
         """The figures as text, for tables."""
         real, everyone = self.real, self.candidates
 
-        def row(label: str, others: Mapping[str, float], ours: Mapping[str, float], held: str = ""):
+        def row(
+            label: str, others: Mapping[str, float], ours: Mapping[str, float], held: str = ""
+        ) -> Row:
             low, high = (f"{f(others.values()):.2f}" for f in (min, max)) if others else ("–", "–")
             reach = low if low == high else f"{low} to {high}"
             return Row(label, held, reach, {name: f"{value:.2f}" for name, value in ours.items()})

@@ -104,7 +104,7 @@ def minkowski_functionals(
     cell inside the patch counts alike and the patch's own edge is no boundary, so that the
     densities are unbiased by it. Both are exact in the limit of fine pixels and low by
     O((pixel / correlation length)²): of a Gaussian field with
-    C ∝ exp(−k²s²), so ⟨|∇f|²⟩ = σ²/s², both lose 2 % for s = 2 pixels and a quarter of that for
+    C ∝ exp(−k²s²), so ``⟨|∇f|²⟩ = σ²/s²``, both lose 2 % for s = 2 pixels and a quarter of that for
     s = 4. Marching squares were preferred to averages of derivatives over a bin of thresholds
     because they need no bin width, and no derivatives at the edges.
 

@@ -329,7 +329,7 @@ def _patches(comparison: Comparison) -> Figure:
 
 def _reconstructions(comparison: Comparison) -> Figure:
     figure = panels.new_figure(13, 9.2)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.9, 4.3])
+    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.9, 4.3])
     panels.draw_reconstructions(top, comparison)
     panels.draw_reconstruction_ratio(bottom.subplots(), comparison)
     return figure

@@ -416,7 +416,7 @@ def draw_sheet(comparison: Comparison, name: str) -> Figure:
     """One sheet: patches; spectra, kurtosis and skewness; Minkowski curves."""
     rows = 1.7 * (1 + len(comparison.candidates))
     figure = new_figure(15, 6.6 + rows)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[rows, 6.6])
+    (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[rows, 6.6])
     side = comparison.held_out.size * comparison.pixel_size / 60
     top.suptitle(
         f"{name}: log-intensity of standardised patches, {side:.3g}° a side, "

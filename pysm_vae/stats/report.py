@@ -381,7 +381,9 @@ def pool(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             entries = {id(c): of(c, name) for c in comparisons if name in c.candidates}
             keys = dict.fromkeys(key for entry in entries.values() for key in entry)
             found[name] = {
-                key: over_folds(lambda c, key=key, e=entries: e.get(id(c), {}).get(key))
+                key: over_folds(
+                    lambda c, key=key, e=entries: e.get(id(c), {}).get(key)  # type: ignore[misc]
+                )
                 for key in keys
             }
         return found
@@ -403,7 +405,7 @@ def pool(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     held = spectra(lambda c: c.held_out)
     ratios, spreads = {}, {}
     for name in labels:
-        ours = spectra(lambda c, name=name: c.candidates.get(name))
+        ours = spectra(lambda c, name=name: c.candidates.get(name))  # type: ignore[misc]
         # The data of the same folds.
         data = [d for d, o in zip(held, ours, strict=True) if o is not None]
         known = [o for o in ours if o is not None]
@@ -458,7 +460,11 @@ def pool(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "two_sample": {
             "real": aucs(Comparison.real_auc),
             **{
-                name: aucs(lambda c, n=name: c.two_sample[n].auc if n in c.two_sample else None)
+                name: aucs(
+                    lambda c, n=name: (  # type: ignore[misc]
+                        c.two_sample[n].auc if n in c.two_sample else None
+                    )
+                )
                 for name in labels
                 if any(name in c.two_sample for c in comparisons)
             },
@@ -746,8 +752,8 @@ def _two_sample_jobs(
             "may give them."
         )
         return {}
-    one = tuple(held.patches[part] for part in parts)
-    shown = {}
+    one = [held.patches[part] for part in parts]
+    shown: dict[tuple[str, str], list[np.ndarray]] = {}
     for name, found in real.items():
         own = halves(found, side)
         if min(map(len, own)) < _FEWEST_PATCHES:

@@ -161,7 +161,7 @@ def two_sample_auc(
     rate = keras.optimizers.schedules.CosineDecay(2e-3, steps)
     optimizer = keras.optimizers.Adam(rate)
     optimizer.build(network.trainable_variables)
-    labels = np.repeat(np.float32([0, 1]), _BATCH // 2)[:, None]
+    labels = np.repeat(np.array([0, 1], np.float32), _BATCH // 2)[:, None]
 
     @tf.function
     def step(patches: Any) -> Any:
@@ -314,9 +314,10 @@ def both_ways(
             two_sample_auc(learned, other[i], one[1 - i], other[1 - i], seed=seed + i, steps=steps)
         )
     curves = [_on_grid(way) for way in ways]
+    errors = [way.error for way in ways]
     return TwoSample(
         auc=float(np.mean([way.auc for way in ways])),
-        error=float(0.5 * np.hypot(*(way.error for way in ways))),
+        error=float(0.5 * np.hypot(errors[0], errors[1])),
         patches=(sum(way.patches[0] for way in ways), sum(way.patches[1] for way in ways)),
         false_positives=_FALSE_POSITIVES.copy(),
         true_positives=np.mean(curves, axis=0),

@@ -156,7 +156,7 @@ class Generator:
 
         Parameters
         ----------
-        latents : sequence of ndarray, each (n, *shape)
+        latents : sequence of ndarray, each ``(n, *shape)``
             As :meth:`latent_shapes` says, with a leading axis of patches. With ``coarse``, only
             the latents of the octaves finer than it.
         coarse : ndarray, shape (n, m, m), optional
@@ -660,7 +660,7 @@ def _entry(cells: int, depth: int, samples: int, power: np.ndarray) -> dict[str,
 
 def _plane(generator: Generator, depth: int, key: tuple[int, ...]) -> np.ndarray:
     """A plane of diffuse sky, ``(1, size, size)``."""
-    shapes = [(SPECTRA_CELLS, SPECTRA_CELLS)]
+    shapes: list[tuple[int, ...]] = [(SPECTRA_CELLS, SPECTRA_CELLS)]
     for level in range(depth):
         grid = SPECTRA_CELLS << level
         shapes.append((grid, grid, generator.network.latents))

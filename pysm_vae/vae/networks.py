@@ -89,7 +89,7 @@ class PatchVAE(keras.Model, ABC):
         """Shapes of the standard normal latents that make one patch of ``size`` pixels a side."""
 
     @abstractmethod
-    def encode(self, patches: Any) -> list[tuple[Any, Any]]:
+    def encode(self, patches: Any, environment: Any = None) -> list[tuple[Any, Any]]:
         """Posterior of the latents: a list of (mean, log standard deviation)."""
 
     @abstractmethod
@@ -218,8 +218,11 @@ class Thorne2021(PatchVAE):
             )
         return [(self.latents,)]
 
-    def encode(self, patches: Any, training: bool = False) -> list[tuple[Any, Any]]:
-        """Posterior of the latents of patches ``(n, size, size)``."""
+    def encode(
+        self, patches: Any, environment: Any = None, training: bool = False
+    ) -> list[tuple[Any, Any]]:
+        """Posterior of the latents of patches ``(n, size, size)``; no effect of the environment."""
+        del environment
         hidden = self.encoder(ops.expand_dims(patches, -1), training=training)
         return [(self.to_mean(hidden), ops.clip(self.to_log_scale(hidden), -8.0, 4.0))]
 
@@ -820,7 +823,7 @@ class Octave(PatchVAE):
                 textures = [_texture(field) for field in fields]
                 score += self.texture_weight * _texture_score(*textures)
             if self.critic_weight and fine.shape[1] >= _Critic.SMALLEST:
-                rivalry += self._rivalry(*fields[:2], environment, octave)
+                rivalry += self._rivalry(fields[0], fields[1], environment, octave)
         # A mean a location and octave, given the size of a term of the ELBO, which is a sum.
         pixels = math.prod(patches.shape[1:3]) / self.octaves
         return {

@@ -209,7 +209,7 @@ class HealpixSky(SkyMap):
     name : str
         Name of the map.
     min_latitude : float, optional
-        Leave out |b| below this, degrees.
+        Leave out ``|b|`` below this, degrees.
     """
 
     kind = "healpix"
@@ -300,7 +300,7 @@ class ImageSky(SkyMap):
     name : str
         Name of the map.
     min_latitude : float, optional
-        Leave out |b| below this, degrees.
+        Leave out ``|b|`` below this, degrees.
 
     Raises
     ------
@@ -432,7 +432,7 @@ def read_map(
     fwhm : float, optional
         Smooth the *intensity* (before the logarithm) with a Gaussian of this FWHM, arcmin.
     min_latitude : float, optional
-        Leave out Galactic latitudes |b| below this, degrees.
+        Leave out Galactic latitudes ``|b|`` below this, degrees.
     mask : path-like or array, optional
         Pixels to keep: true, or above 0.5 (Planck's convention: 1 is good sky). An array has the
         shape and pixel order of the map; a file has its grid (a HEALPix file may have the other
@@ -805,7 +805,7 @@ def _tangent_points(
     )
 
 
-def _offsets(size: int) -> NDArray[np.float64]:
+def _offsets(size: int) -> NDArray[np.floating]:
     return np.arange(size) - (size - 1) / 2
 
 
