@@ -4,7 +4,7 @@ The rooms are imported inside the subcommands, so that ``--help`` does not wait 
 """
 
 # Importing the subcommands adds them to the app, in the order in which --help lists them.
-from pysm_vae.cli import sky, learning, about  # isort: skip
+from pysm_vae.cli import sky, learning, inverse, about  # isort: skip
 from pysm_vae.cli.app import app
 
-__all__ = ["about", "app", "learning", "sky"]
+__all__ = ["about", "app", "inverse", "learning", "sky"]

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import gamma
 
 from pysm_vae.files import atomic_write, data_path, file_stamp
+from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers
 
 if TYPE_CHECKING:
     from pysm_vae.vae.networks import PatchVAE
@@ -173,7 +174,7 @@ class Generator:
         n = len(latents[0])
         if coarse is not None:
             self._check_conditional()
-        environment = self._environment(environment, self.diffuse)
+        environment = _checked(self.diffuse if environment is None else environment)
         inputs = [np.full(n, environment, np.float32)]
         inputs += [np.asarray(latent, np.float32) for latent in latents]
         if coarse is not None:
@@ -319,7 +320,7 @@ class Generator:
                     f"a coarse map of {grid} pixels does not refine to {size}: "
                     "size must be a power of two times it"
                 )
-        environment = self._environment(environment, self.environment)
+        environment = self.checked_environment(environment)
         keys = [(seed, i) for i in range(n)]
         if coarse is not None:
             return self.decode(draw_latents(shapes, keys), coarse, environment=environment)
@@ -330,8 +331,9 @@ class Generator:
             if self.conditional:
                 latents[0] = self.network.typical_top(latents[0])
             patches = self.decode(latents, environment=environment)
-        if calibrated and self.card["transfer"]:
-            patches = self._calibrate(patches, environment)
+        transfer = self.transfer(size, environment) if calibrated else None
+        if transfer is not None:
+            patches = mirror_filter(patches, transfer).astype(np.float32)
         patches = patches - patches.mean(axis=(1, 2), keepdims=True)
         return patches / patches.std(axis=(1, 2), keepdims=True)
 
@@ -354,23 +356,33 @@ class Generator:
         patches = self.decode(latents, start, environment=environment)
         return patches[:, margin : margin + size, margin : margin + size]
 
-    def _environment(self, environment: float | None, default: float) -> float:
-        if environment is None:
-            return default
-        if not 0 <= environment <= 1:
-            raise ValueError(
-                f"environment={environment!r} must lie between 0 (diffuse sky) and 1 (clouds)"
-            )
-        return environment
+    def checked_environment(self, environment: float | None) -> float:
+        """The environment of :meth:`sample`: the one given, or :attr:`environment`.
 
-    def _calibrate(self, patches: np.ndarray, environment: float) -> np.ndarray:
-        """Filter patches by the card's transfer, interpolated in the environment."""
+        Raises
+        ------
+        ValueError
+            If it does not lie between 0 and 1.
+        """
+        return _checked(self.environment if environment is None else environment)
+
+    def transfer(self, size: int, environment: float) -> np.ndarray | None:
+        """What :meth:`sample` multiplies the modes of patches by, if the card has such a filter.
+
+        Returns
+        -------
+        ndarray, shape (size, size)
+            The card's transfer, interpolated in the environment, on the modes of
+            :func:`pysm_vae.stats.spectra.mirror_wavenumbers`.
+        """
+        if not self.card["transfer"]:
+            return None
         transfer = sorted(self.card["transfer"], key=lambda each: each["environment"])
         table = np.array([np.log(each["power"]) for each in transfer])
         known = [each["environment"] for each in transfer]
         power = np.exp([np.interp(environment, known, column) for column in table.T])
         # In cycles a training patch, so that patches of any size get the same filter.
-        return _multiply_power(patches, power, self.size / patches.shape[-1])
+        return _gain(size, power, self.size / size)
 
     def _check_conditional(self) -> None:
         if not self.conditional:
@@ -408,6 +420,14 @@ class Generator:
 
             self._functions[key] = tf.function(refine, jit_compile=False)
         return self._functions[key]
+
+
+def _checked(environment: float) -> float:
+    if not 0 <= environment <= 1:
+        raise ValueError(
+            f"environment={environment!r} must lie between 0 (diffuse sky) and 1 (clouds)"
+        )
+    return environment
 
 
 def draw_latents(
@@ -711,18 +731,15 @@ def measure_transfer(
     ratio = np.zeros(len(number))
     # The taper of the estimate, and standardising, mix wavenumbers a little: hence again.
     for _ in range(_TRANSFER_STEPS):
-        calibrated = _multiply_power(samples, np.exp(ratio))
+        calibrated = mirror_filter(samples, _gain(samples.shape[-1], np.exp(ratio)))
         ratio += np.interp(band, bands, target - level(calibrated))
     return [float(f"{power:.4g}") for power in np.exp(ratio)]
 
 
-def _multiply_power(patches: np.ndarray, power: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """Multiply spectra by the power given at 1, 2, … ``scale`` cycles a patch."""
-    from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers
-
-    number = mirror_wavenumbers(patches.shape[-1]) * scale
-    gain = np.exp(0.5 * np.interp(number, np.arange(1, len(power) + 1), np.log(power)))
-    return mirror_filter(patches, gain).astype(np.float32)
+def _gain(size: int, power: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Amplitudes of a filter whose power is given at 1, 2, … ``scale`` cycles a patch."""
+    number = mirror_wavenumbers(size) * scale
+    return np.exp(0.5 * np.interp(number, np.arange(1, len(power) + 1), np.log(power)))
 
 
 def _raw_power(patches: np.ndarray) -> np.ndarray:

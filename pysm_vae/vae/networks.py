@@ -4,7 +4,7 @@ Two architectures share one interface (:class:`PatchVAE`):
 
 ``thorne2021``
     The network of Thorne, Knox & Prabhu (2021, MNRAS 504, 2603): one latent vector a patch. It is
-    the baseline of every table, and the network of the inverse tasks.
+    the baseline of every table.
 ``octave``
     A ladder of conditional VAEs, one step an octave. The patch is split by an orthogonal Haar
     pyramid into a coarse map and the details of each octave; each step draws the details of one
@@ -786,6 +786,27 @@ class Octave(PatchVAE):
         context = self._context(field, octave, largest)
         details = self._details(context, latents, environment, octave, margin)
         return haar_synthesis(_crop(field, margin), self.detail_scale[octave] * details)
+
+    def decoded_details(self, coarse: Any, latents: Any, environment: Any, octave: int) -> Any:
+        """Mean Haar details of one octave of :meth:`decode`, in units of their scale.
+
+        Parameters
+        ----------
+        coarse : tensor, shape (n, m, m, 1)
+            The next coarser map.
+        latents : tensor, shape (n, m, m, latents)
+            The octave's.
+        environment : tensor, shape (n,)
+            From 0, diffuse sky, to 1, molecular clouds.
+        octave : int
+            0 for the finest.
+
+        Returns
+        -------
+        tensor, shape (n, m, m, 3)
+            Of training patches they vary about it with the standard deviation ``residual``.
+        """
+        return self._details(self._context(coarse, octave), latents, environment, octave)
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Terms of the ELBO with one posterior draw, and the energy scores of prior draws."""

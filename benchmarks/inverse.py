@@ -1,0 +1,264 @@
+"""The inverse tasks judged: calibration of posteriors, holes in real sky, times.
+
+Three parts, each with its own figures: ``calibration`` draws patches from the model, hides and
+blurs them with noise, and looks where the truth lies among the posterior's draws (simulation-based
+calibration: Talts et al. 2018, arXiv:1804.06788); ``holes`` fills holes in patches of a map,
+beside Gaussian constrained realisations of the network's spectrum; ``times`` takes the time of one
+patch of 128 pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from common import Maps, Out, read_maps, write_figure, write_json
+from scipy import stats
+
+from pysm_vae.files import writable_folder
+from pysm_vae.stats.moments import band_moments
+from pysm_vae.stats.spectra import radial_spectrum
+from pysm_vae.stats.wiener import constrained_realisations, mirror_power
+from pysm_vae.vae import masks
+from pysm_vae.vae.generator import load_generator
+from pysm_vae.vae.inference import (
+    ConvergenceWarning,
+    Observation,
+    PatchModel,
+    maximise,
+    sample_posterior,
+)
+from pysm_vae.vae.patches import grid_patches
+
+app = typer.Typer(add_completion=False)
+log = logging.getLogger(__name__)
+
+LEVELS = (0.68, 0.95)
+# Bins of a rank histogram, and draws among which a rank is taken.
+BINS, RANKED = 10, 99
+# A ladder of so few pixels as to be quick, and noise as the paper's.
+NOISE = 0.2
+
+
+def some_masks(size: int) -> dict[str, np.ndarray]:
+    """A mask of each shape, which hide a tenth to a half of a patch."""
+    return {
+        "circle": masks.circle(size, size / 5),
+        "rectangle": masks.rectangle(size, size / 4, size / 2),
+        "stripes": masks.stripes(size, size / 12, size / 4, 30.0),
+        "edge": masks.edge(size, 0.7, 60.0),
+    }
+
+
+def covered(truth: np.ndarray, samples: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """How often central intervals of the draws hold the truth, seen and hidden."""
+    found: dict[str, Any] = {}
+    for level in LEVELS:
+        low, high = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        inside = (truth > low) & (truth < high)
+        found[f"{level:g}"] = {"seen": inside[mask].mean(), "hidden": inside[~mask].mean()}
+    return found
+
+
+def log_score(truth: np.ndarray, samples: np.ndarray) -> float:
+    """Mean logarithm of the density that a Gaussian of the draws' moments has at the truth.
+
+    Of the hidden pixels, each for itself (Gneiting & Raftery 2007, JASA 102, 359, eq. 26, in nats).
+    """
+    return float(stats.norm.logpdf(truth, samples.mean(axis=0), samples.std(axis=0)).mean())
+
+
+def crps(truth: np.ndarray, samples: np.ndarray) -> float:
+    """Mean continuous ranked probability score, ``E|x - t| - E|x - x'| / 2``; smaller is better."""
+    ordered = np.sort(samples, axis=0)
+    n = len(ordered)
+    weight = 2 * np.arange(1, n + 1) - n - 1
+    spread = np.tensordot(weight, ordered, axes=(0, 0)) / (n * (n - 1))
+    return float((np.abs(samples - truth).mean(axis=0) - spread).mean())
+
+
+def calibration(weights: str, size: int, patches: int, draws: int, seed: int) -> dict[str, Any]:
+    """Coverage and ranks of patches of the model, seen through noise and masks."""
+    model = PatchModel(load_generator(weights), size, scale_spread=0.2)
+    truths = model.sample(patches, seed=seed)
+    kinds = list(some_masks(size).items())
+    rng = np.random.Generator(np.random.Philox(seed))
+    ranks: dict[str, list[int]] = {"seen": [], "hidden": []}
+    coverage, unconverged = [], 0
+    for number, truth in enumerate(truths):
+        mask = kinds[number % len(kinds)][1]
+        seen = Observation(truth, NOISE, mask).simulate(truth, rng)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            posterior = sample_posterior(model, seen, draws=draws, seed=seed + number)
+        unconverged += not posterior.converged
+        coverage.append(covered(truth, posterior.draws(draws), mask))
+        below = (posterior.draws(RANKED) < truth).sum(axis=0)
+        for name, chosen in (("seen", mask), ("hidden", ~mask)):
+            # A few of a patch's pixels: the others say the same.
+            places = rng.choice(np.flatnonzero(chosen), 4, replace=False)
+            ranks[name] += below.ravel()[places].tolist()
+        typer.echo(f"  calibration: {number + 1} of {patches}, {posterior.seconds:.0f} s")
+    report: dict[str, Any] = {"patches": patches, "draws": draws, "size": size, "noise": NOISE}
+    report["not converged"] = unconverged
+    for level in LEVELS:
+        for name in ranks:
+            values = np.array([each[f"{level:g}"][name] for each in coverage])
+            report[f"{name} {level:g}"] = float(values.mean())
+            report[f"{name} {level:g} error"] = float(values.std() / np.sqrt(len(values)))
+    for name, found in ranks.items():
+        counts = np.histogram(found, BINS, (-0.5, RANKED + 0.5))[0]
+        report[f"{name} ranks"] = counts.tolist()
+        report[f"{name} ranks p-value"] = float(stats.chisquare(counts).pvalue)
+    return report
+
+
+def holes(
+    weights: str,
+    maps: list[str],
+    regions: list[str],
+    size: int,
+    patches: int,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Holes in patches of maps, filled by the network and by Gaussian realisations."""
+    generator = load_generator(weights)
+    rng = np.random.Generator(np.random.Philox(seed))
+    kinds = list(some_masks(size).items())
+    found: dict[str, dict[str, list[float]]] = {}
+    entry: dict[str, Any] = {"size": size, "noise": NOISE, "regions": regions}
+    filled: dict[str, list[np.ndarray]] = {"sky": [], "network": [], "gaussian": []}
+    for each in read_maps(maps, None):
+        wanted = [name for name in each.sky.region_names if name in regions]
+        cut = grid_patches(each.sky, size, each.pixel_size, regions=wanted)
+        chosen = rng.permutation(len(cut))[:patches]
+        prior = PatchModel(generator, size, environment=each.environment)
+        power = mirror_power(prior.sample(64, seed=seed))
+        for number, place in enumerate(chosen):
+            truth = cut.patches[place].astype(float)
+            mask = kinds[number % len(kinds)][1]
+            seen = Observation(truth, NOISE, mask).simulate(truth, rng)
+            model = PatchModel.for_data(generator, seen, environment=each.environment)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                posterior = sample_posterior(model, seen, draws=draws, seed=seed + number)
+            draw = {
+                "network": posterior.draws(draws),
+                "gaussian": constrained_realisations(
+                    power, seen, draws, rng, mean=model.mean, mean_spread=model.mean_spread
+                ),
+            }
+            filled["sky"].append(truth)
+            for name, samples in draw.items():
+                inside = covered(truth, samples, mask)
+                last = np.where(mask, truth, samples[-1])
+                filled[name].append(last)
+                values = {
+                    # Of the mean, and of draws, which scatter by the noise's share of it.
+                    "chi2 of draws": np.mean(
+                        [seen.chi2(s) for s in samples[:: max(1, draws // 20)]]
+                    ),
+                    "chi2 of truth": seen.chi2(truth),
+                    "hidden 0.68": inside["0.68"]["hidden"],
+                    "hidden 0.95": inside["0.95"]["hidden"],
+                    "log score": log_score(truth[~mask], samples[:, ~mask]),
+                    "crps": crps(truth[~mask], samples[:, ~mask]),
+                }
+                for key, value in values.items():
+                    found.setdefault(name, {}).setdefault(key, []).append(float(value))
+            typer.echo(f"  holes: {number + 1} of {len(chosen)}, {posterior.seconds:.0f} s")
+    for name, values in found.items():
+        entry[name] = {key: float(np.mean(value)) for key, value in values.items()}
+    better = np.array(found["network"]["log score"]) - found["gaussian"]["log score"]
+    entry["log score over gaussian"] = float(better.mean())
+    entry["log score over gaussian error"] = float(better.std() / np.sqrt(len(better)))
+    entry["patches"] = len(better)
+    # Patches whose holes were filled, so that the spectrum is that of whole patches.
+    for name, several in filled.items():
+        whole = np.array(several)
+        entry.setdefault("spectrum", {})[name] = np.median(
+            radial_spectrum(whole)[1], axis=0
+        ).tolist()
+        kurtosis = band_moments(whole, 1.0, [(21600 / 8, 21600 / 4)])[1][:, 0]
+        entry.setdefault("kurtosis", {})[name] = [float(kurtosis.mean()), float(kurtosis.std())]
+    return entry
+
+
+def times(weights: str, size: int, draws: int) -> dict[str, float]:
+    """Of the most probable patch, and of draws; compilation is part of them."""
+    model = PatchModel(load_generator(weights), size, scale_spread=0.2)
+    truth = model.sample(1, seed=3)[0]
+    mask = masks.circle(size, size / 5)
+    seen = Observation(truth, NOISE, mask).simulate(truth, np.random.Generator(np.random.Philox(3)))
+    report = {}
+    for name in ("maximum, first", "maximum"):
+        began = time.perf_counter()
+        estimate = maximise(model, seen)
+        report[name] = time.perf_counter() - began
+    report["spread of three starts over noise"] = maximise(model, seen, starts=3).spread
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        posterior = sample_posterior(model, seen, draws=draws, estimate=estimate)
+    return {**report, "draws": float(draws), **posterior.diagnostics}
+
+
+def figure(report: dict[str, Any]) -> Any:
+    """Rank histograms, and spectra of filled patches, of the parts that there are."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(10, 3.5), layout="constrained")
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots(1, 3)
+    part = report.get("calibration")
+    for axis, name in zip(axes, ("seen", "hidden"), strict=False):
+        axis.set(xlabel=f"rank of the truth among {RANKED} draws", title=f"pixels {name}")
+        if part:
+            counts = np.array(part[f"{name} ranks"])
+            mean = counts.mean()
+            axis.bar(np.arange(BINS) * (RANKED + 1) / BINS, counts, 9, align="edge")
+            axis.axhspan(mean - 2 * mean**0.5, mean + 2 * mean**0.5, color="0.8", zorder=0)
+    for name, power in report.get("holes", {}).get("spectrum", {}).items():
+        axes[2].loglog(np.arange(1, len(power) + 1), power, label=name)
+        axes[2].legend()
+    axes[2].set(xlabel="cycles a patch", ylabel="power", title="patches with filled holes")
+    return drawn
+
+
+@app.command()
+def main(
+    out: Out,
+    maps: Maps = (),
+    region: Annotated[
+        list[str], typer.Option(help="Sky of the maps that the network has not seen; repeatable.")
+    ] = (),
+    weights: Annotated[str, typer.Option(help="Shipped weights, or a model card.")] = "default",
+    size: Annotated[int, typer.Option(help="Pixels a side of patches.")] = 64,
+    patches: Annotated[int, typer.Option(min=0, help="Of the calibration.")] = 100,
+    filled: Annotated[int, typer.Option(min=2, help="Patches of each map with a hole.")] = 12,
+    draws: Annotated[int, typer.Option(min=100, help="Of each posterior.")] = 400,
+    timed: Annotated[int, typer.Option(min=0, help="Pixels a side of what is timed.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+) -> None:
+    """Judge posteriors of the inverse tasks; parts of which nothing is asked are left out."""
+    writable_folder(out)
+    report: dict[str, Any] = {"weights": load_generator(weights).sha256}
+    if maps:
+        report["holes"] = holes(weights, list(maps), list(region), size, filled, draws, seed)
+        write_json(report, out / "inverse.json")
+    if timed:
+        report["times"] = times(weights, timed, 1000)
+        write_json(report, out / "inverse.json")
+    if patches:
+        report["calibration"] = calibration(weights, size, patches, draws, seed)
+    write_json(report, out / "inverse.json")
+    write_figure(figure(report), out / "inverse.png")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,256 @@
+"""Subcommands of the inverse tasks: fit, impute, interpolate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pysm_vae.cli.app import Debug, app, progress_bars, reported, without_native_notes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pysm_vae.vae.inference import Observation, PatchModel
+
+_PATCH = (
+    "A square patch: .npy, .npz (the array 'patch'), or a FITS image. A multiple of 16 pixels a "
+    "side, 32 or more."
+)
+
+Noise = Annotated[
+    float, typer.Option(help="Standard deviation of the noise of a pixel, in ln intensity.")
+]
+Beam = Annotated[
+    float | None, typer.Option(min=0, help="FWHM of a Gaussian beam to undo, in pixels.")
+]
+Linear = Annotated[
+    bool, typer.Option("--linear", help="The file holds intensity, not its natural logarithm.")
+]
+Environment = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="From 0, diffuse sky, to 1, clouds [that of the weights]."),
+]
+Weights = Annotated[str, typer.Option(help="'default', or the card of your own training.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        help="What is observed: a file (1 where there are data), or a hole: circle:RADIUS, "
+        "rectangle:HEIGHT:WIDTH, stripes:WIDTH:PERIOD[:ANGLE], edge:FRACTION[:ANGLE], in pixels "
+        "and degrees. Pixels that are NaN are hidden, too.",
+    ),
+]
+
+
+@app.command()
+def fit(
+    patch: Annotated[Path, typer.Argument(help=_PATCH)],
+    out: Annotated[Path, typer.Option(help="The fitted patch, .npy, in ln intensity.")],
+    noise: Noise = 0.2,
+    mask: Mask = None,
+    beam: Beam = None,
+    linear: Linear = False,
+    starts: Annotated[int, typer.Option(min=1, help="Starts of the search.")] = 1,
+    environment: Environment = None,
+    weights: Weights = "default",
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Find the most probable patch behind noise, a beam and a mask.
+
+    `pysm-vae fit taurus.npy --noise 0.1 --beam 2 --out clean.npy`
+    """
+    with reported(debug):
+        model, seen = _posed(
+            patch, out, ".npy", noise, mask, beam, linear, environment, weights, debug
+        )
+        from pysm_vae.vae.inference import maximise
+
+        with progress_bars({"fit": "fitting"}) as progress:
+            found = maximise(model, seen, starts=starts, seed=seed, progress=progress)
+        _write_array(out, found.patch)
+        typer.echo(f"{out}: chi2 per observed pixel {found.chi2:.3f}, {found.seconds:.1f} s")
+        if starts > 1:
+            typer.echo(f"{starts} starts agree to {found.spread:.3f} of the noise")
+
+
+@app.command()
+def impute(
+    patch: Annotated[Path, typer.Argument(help=_PATCH)],
+    out: Annotated[Path, typer.Option(help="The posterior, .npz: samples, ess, rhat.")],
+    mask: Mask = None,
+    noise: Noise = 0.2,
+    beam: Beam = None,
+    linear: Linear = False,
+    draws: Annotated[int, typer.Option(min=16, help="Patches to draw; a multiple of 4.")] = 1000,
+    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before that.")] = 200,
+    environment: Environment = None,
+    weights: Weights = "default",
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Fill holes with patches that could be there: draws of the posterior.
+
+    `pysm-vae impute taurus.npy --mask circle:20 --noise 0.1 --out filled.npz`, then
+    `Posterior.load("filled.npz").draws(5)` in Python.
+    """
+    with reported(debug):
+        model, seen = _posed(
+            patch, out, ".npz", noise, mask, beam, linear, environment, weights, debug
+        )
+        with without_native_notes(debug):
+            from pysm_vae.vae.inference import sample_posterior, tensorflow_probability
+
+            # Imported here, since it writes notes, too.
+            tensorflow_probability()
+        with progress_bars({"sample": "sampling"}) as progress:
+            found = sample_posterior(
+                model, seen, draws=draws, warmup=warmup, seed=seed, progress=progress
+            )
+        found.save(out)
+        says = found.diagnostics
+        typer.echo(
+            f"{out}: {draws} draws in {found.seconds:.0f} s, R-hat {says['rhat_median']:.3f} "
+            f"(95 pixels of 100: {says['rhat_95']:.3f}), ESS {says['ess_median']:.0f}"
+        )
+
+
+@app.command()
+def interpolate(
+    first: Annotated[Path, typer.Argument(help=_PATCH)],
+    second: Annotated[Path, typer.Argument(help="Another one of the same size.")],
+    out: Annotated[Path, typer.Option(help="The animation, .gif, or its frames, .npy.")],
+    frames: Annotated[int, typer.Option(min=2, help="Patches of the path.")] = 25,
+    linear: Linear = False,
+    environment: Environment = None,
+    weights: Weights = "default",
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Go from one patch to another through patches that could be sky.
+
+    `pysm-vae interpolate taurus.npy chamaeleon.npy --out path.gif`
+    """
+    with reported(debug):
+        _check_out(out, ".gif", ".npy")
+        ends = [read_patch(path, linear) for path in (first, second)]
+        if ends[0].shape != ends[1].shape:
+            raise ValueError(f"patches of {len(ends[0])} and {len(ends[1])} pixels have no path")
+        with without_native_notes(debug):
+            import tensorflow  # noqa: F401
+        from pysm_vae.vae.generator import load_generator
+        from pysm_vae.vae.inference import PatchModel
+        from pysm_vae.vae.interpolation import interpolate as run
+        from pysm_vae.vae.interpolation import write_animation
+
+        model = PatchModel(load_generator(weights), len(ends[0]), environment=environment)
+        path = run(model, *ends, frames=frames, seed=seed)
+        if out.suffix.lower() == ".gif":
+            write_animation(path, out)
+        else:
+            _write_array(out, path)
+        typer.echo(f"{out}: {frames} frames")
+
+
+def read_patch(path: Path, linear: bool = False) -> np.ndarray:
+    """Read a square patch of natural-log intensity.
+
+    Parameters
+    ----------
+    path : Path
+        ``.npy``, ``.npz`` (the array ``patch``), or FITS (the first image).
+    linear : bool
+        Whether the file holds intensity; what is not positive becomes NaN.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds no square patch.
+    """
+    import numpy as np
+
+    patch = _read_array(path)
+    if patch.ndim != 2 or patch.shape[0] != patch.shape[1]:
+        raise ValueError(f"{str(path)!r} has the shape {patch.shape}: one square patch is needed")
+    if linear:
+        patch = np.log(np.where(patch > 0, patch, np.nan))
+    return patch
+
+
+def _read_array(path: Path) -> np.ndarray:
+    import numpy as np
+    from astropy.io import fits
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no patch at {str(path)!r}")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return np.asarray(file["patch"], float)
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False), float)
+        with fits.open(path) as hdus:
+            images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None]
+            return np.squeeze(np.asarray(images[0], float))
+    except (ValueError, KeyError, IndexError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{str(path)!r} holds no patch: it must be .npy, .npz with the array 'patch', or a "
+            f"FITS image ({error})"
+        ) from error
+
+
+def _posed(
+    path: Path,
+    out: Path,
+    suffix: str,
+    noise: float,
+    mask: str | None,
+    beam: float | None,
+    linear: bool,
+    environment: float | None,
+    weights: str,
+    debug: bool,
+) -> tuple[PatchModel, Observation]:
+    """The problem, once everything about it is known to be fit."""
+    import numpy as np
+
+    from pysm_vae.vae.inference import Observation, PatchModel
+    from pysm_vae.vae.masks import SHAPES, parse_mask
+
+    _check_out(out, suffix)
+    data = read_patch(path, linear)
+    known = np.isfinite(data)
+    if mask is not None:
+        if mask.partition(":")[0] in SHAPES:
+            observed = parse_mask(mask, len(data))
+        else:
+            observed = _read_array(Path(mask)) > 0
+            if observed.shape != data.shape:
+                raise ValueError(f"mask {mask!r} has the shape {observed.shape}, not {data.shape}")
+        known &= observed
+    seen = Observation(data, noise, known, beam)
+    with without_native_notes(debug):
+        import tensorflow  # noqa: F401
+    from pysm_vae.vae.generator import load_generator
+
+    return PatchModel.for_data(load_generator(weights), seen, environment=environment), seen
+
+
+def _check_out(out: Path, *suffixes: str) -> None:
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {str(out)!r}: name a file that ends in {' or '.join(suffixes)}")
+    if not out.resolve().parent.is_dir():
+        raise FileNotFoundError(f"--out {str(out)!r}: there is no folder to write it to")
+
+
+def _write_array(path: Path, array: Any) -> None:
+    import numpy as np
+
+    from pysm_vae.files import atomic_write
+
+    with atomic_write(path) as partial:
+        np.save(partial, array)
