@@ -81,7 +81,9 @@ def crps(truth: np.ndarray, samples: np.ndarray) -> float:
     return float((np.abs(samples - truth).mean(axis=0) - spread).mean())
 
 
-def calibration(weights: str, size: int, patches: int, draws: int, seed: int) -> dict[str, Any]:
+def calibration(
+    weights: str, size: int, patches: int, draws: int, warmup: int, seed: int
+) -> dict[str, Any]:
     """Coverage and ranks of patches of the model, seen through noise and masks."""
     model = PatchModel(load_generator(weights), size, scale_spread=0.2)
     truths = model.sample(patches, seed=seed)
@@ -94,7 +96,9 @@ def calibration(weights: str, size: int, patches: int, draws: int, seed: int) ->
         seen = Observation(truth, NOISE, mask).simulate(truth, rng)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            posterior = sample_posterior(model, seen, draws=draws, seed=seed + number)
+            posterior = sample_posterior(
+                model, seen, draws=draws, warmup=warmup, seed=seed + number
+            )
         unconverged += not posterior.converged
         coverage.append(covered(truth, posterior.draws(draws), mask))
         below = (posterior.draws(RANKED) < truth).sum(axis=0)
@@ -124,6 +128,7 @@ def holes(
     size: int,
     patches: int,
     draws: int,
+    warmup: int,
     seed: int,
 ) -> dict[str, Any]:
     """Holes in patches of maps, filled by the network and by Gaussian realisations."""
@@ -146,7 +151,9 @@ def holes(
             model = PatchModel.for_data(generator, seen, environment=each.environment)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                posterior = sample_posterior(model, seen, draws=draws, seed=seed + number)
+                posterior = sample_posterior(
+                    model, seen, draws=draws, warmup=warmup, seed=seed + number
+                )
             draw = {
                 "network": posterior.draws(draws),
                 "gaussian": constrained_realisations(
@@ -243,19 +250,22 @@ def main(
     filled: Annotated[int, typer.Option(min=2, help="Patches of each map with a hole.")] = 12,
     draws: Annotated[int, typer.Option(min=100, help="Of each posterior.")] = 400,
     timed: Annotated[int, typer.Option(min=0, help="Pixels a side of what is timed.")] = 128,
+    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
 ) -> None:
     """Judge posteriors of the inverse tasks; parts of which nothing is asked are left out."""
     writable_folder(out)
     report: dict[str, Any] = {"weights": load_generator(weights).sha256}
     if maps:
-        report["holes"] = holes(weights, list(maps), list(region), size, filled, draws, seed)
+        report["holes"] = holes(
+            weights, list(maps), list(region), size, filled, draws, warmup, seed
+        )
         write_json(report, out / "inverse.json")
     if timed:
         report["times"] = times(weights, timed, 1000)
         write_json(report, out / "inverse.json")
     if patches:
-        report["calibration"] = calibration(weights, size, patches, draws, seed)
+        report["calibration"] = calibration(weights, size, patches, draws, warmup, seed)
     write_json(report, out / "inverse.json")
     write_figure(figure(report), out / "inverse.png")
 
