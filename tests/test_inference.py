@@ -46,7 +46,7 @@ def posterior(model, problem) -> Posterior:
     pytest.importorskip("tensorflow_probability")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return sample_posterior(model, problem, draws=200, warmup=120, seed=2)
+        return sample_posterior(model, problem, draws=100, warmup=80, seed=2)
 
 
 class TestObservation:
@@ -231,8 +231,8 @@ class TestPosterior:
 
     def test_diagnostics(self, posterior):
         says = posterior.diagnostics
-        assert says["rhat_median"] < 1.1
-        assert says["ess_median"] > 40
+        assert says["rhat_median"] < 1.2
+        assert says["ess_median"] > 25
         assert 0.5 < says["acceptance"] < 1
         assert says["divergences"] == 0
 
@@ -251,8 +251,8 @@ class TestPosterior:
             posterior.save(tmp_path / "p.txt")
 
     def test_refused(self, posterior):
-        with pytest.raises(ValueError, match="1 to 200 draws"):
-            posterior.draws(201)
+        with pytest.raises(ValueError, match="1 to 100 draws"):
+            posterior.draws(101)
         with pytest.raises(ValueError, match="probability"):
             posterior.interval(95)
 
@@ -272,7 +272,7 @@ class TestPosterior:
     def test_short_chains_warn(self, model, problem):
         pytest.importorskip("tensorflow_probability")
         with pytest.warns(ConvergenceWarning, match="have not converged"):
-            sample_posterior(model, problem, draws=16, warmup=120, seed=3)
+            sample_posterior(model, problem, draws=16, warmup=80, seed=3)
 
     def test_says_how_to_get_the_library(self, model, problem, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "tensorflow_probability", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,15 +102,26 @@ def impute(
             patch, out, ".npz", noise, mask, beam, linear, environment, weights, debug
         )
         with without_native_notes(debug):
-            from pysm_vae.vae.inference import sample_posterior, tensorflow_probability
+            from pysm_vae.vae.inference import (
+                ConvergenceWarning,
+                sample_posterior,
+                tensorflow_probability,
+            )
 
             # Imported here, since it writes notes, too.
             tensorflow_probability()
-        with progress_bars({"sample": "sampling"}) as progress:
+        with progress_bars({"sample": "sampling"}) as progress, warnings.catch_warnings():
+            # Said below, in one line.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             found = sample_posterior(
                 model, seen, draws=draws, warmup=warmup, seed=seed, progress=progress
             )
         found.save(out)
+        if not found.converged:
+            typer.echo(
+                "pysm-vae: warning: the chains have not converged: give more --draws, or --warmup",
+                err=True,
+            )
         says = found.diagnostics
         typer.echo(
             f"{out}: {draws} draws in {found.seconds:.0f} s, R-hat {says['rhat_median']:.3f} "
