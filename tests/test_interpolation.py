@@ -167,10 +167,12 @@ class TestCommands:
     def test_refused(self, files, tmp_path):
         np.save(tmp_path / "flat.npy", np.zeros((3, 4)))
         (tmp_path / "text.npy").write_text("no")
+        (tmp_path / "text.npz").write_bytes(b"PK\x03\x04no")
         out = ("--out", tmp_path / "o.npy")
         assert "no patch at" in self.refused("fit", tmp_path / "none.npy", *out)
         assert "square patch" in self.refused("fit", tmp_path / "flat.npy", *out)
         assert "holds no patch" in self.refused("fit", tmp_path / "text.npy", *out)
+        assert "holds no patch" in self.refused("fit", tmp_path / "text.npz", *out)
         assert "positive and finite" in self.refused("fit", files / "a.npy", "--noise", 0, *out)
         assert "hides everything" in self.refused(
             "fit", files / "a.npy", "--mask", "circle:90", *out

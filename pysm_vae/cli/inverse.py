@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zipfile import BadZipFile
 
 import typer
 
@@ -201,14 +202,14 @@ def _read_array(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"no patch at {str(path)!r}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 return np.asarray(file["patch"], float)
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False), float)
         with fits.open(path) as hdus:
             images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None]
             return np.squeeze(np.asarray(images[0], float))
-    except (ValueError, KeyError, IndexError, OSError, EOFError) as error:
+    except (ValueError, KeyError, IndexError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(
             f"{str(path)!r} holds no patch: it must be .npy, .npz with the array 'patch', or a "
             f"FITS image ({error})"

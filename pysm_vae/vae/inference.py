@@ -927,7 +927,8 @@ class Posterior:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no posterior at {str(path)!r}")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, since numpy leaves a damaged file open.
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 acceptance, divergences, seconds = file["numbers"].tolist()
                 arrays = {name: file[name] for name in _ARRAYS}
         except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
