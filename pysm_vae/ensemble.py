@@ -277,7 +277,7 @@ def _array_task() -> Part:
         return Part()
     remedy = "say which part is this task's with --part K/N"
     try:
-        number, count, first, last = (int(text) for text in texts[:4])  # type: ignore[arg-type]
+        number, count, first, last = (int(text) for text in texts[:4])
         step = int(texts[4] or 1)
     except (TypeError, ValueError):
         raise LaunchError(

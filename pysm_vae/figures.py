@@ -150,8 +150,8 @@ def _draw_region(
 def _linear_ticks(bar: Colorbar) -> None:
     """Ticks for values that need not span a decade."""
     low, high = bar.mappable.get_clim()
-    ticks = MaxNLocator(5).tick_values(low, high)
-    bar.set_ticks(ticks[(ticks >= low) & (ticks <= high)])
+    ticks = [float(tick) for tick in MaxNLocator(5).tick_values(low, high)]
+    bar.set_ticks([tick for tick in ticks if low <= tick <= high])
     bar.set_ticks([], minor=True)
     bar.ax.xaxis.set_major_formatter("{x:g}")
 
@@ -217,7 +217,7 @@ def file_figure(
     figure = Figure(figsize=(1.5 + 4.6 * len(names), height), layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(rows, 1, height_ratios=(0.75, 1) if rows == 2 else None)
-    parts = np.atleast_1d(parts)
+    parts = np.ravel(parts)  # type: ignore[arg-type]
     axes = parts[0].subplots(1, len(names), squeeze=False)[0]
     if pixels is None:
         parts[0].suptitle(title, fontsize=15)
@@ -375,7 +375,7 @@ def _styles(stokes: dict[str, np.ndarray]) -> dict[str, tuple[str, Normalize]]:
     """Colours and scale of I, Q, U or P: logarithms of what is positive, else about zero."""
     known = {name: values[np.isfinite(values)] for name, values in stokes.items()}
     polarised = [np.abs(known[name]) for name in "QU" if name in known and known[name].size]
-    styles = {}
+    styles: dict[str, tuple[str, Normalize]] = {}
     for name, values in known.items():
         low, high = np.percentile(values, (0.2, 99.8))
         if name in "IP" and low > 0 and high > low:

@@ -191,7 +191,7 @@ def write_map(
     ):
         table.header[key] = tuple(rest)
     # The standard's checksum is a sum: it does not see that two blocks have changed places.
-    table.header[_HASH] = hashlib.sha256(rows.view(np.uint8)).hexdigest()
+    table.header[_HASH] = hashlib.sha256(rows.view(np.uint8).data).hexdigest()
     # A comment of our own in place of the date, so that the same sky makes the same file.
     table.add_checksum(when="of this table, by the FITS standard")
     with atomic_write(path) as partial:
@@ -310,7 +310,7 @@ def check_sum(hdu: Any, name: str) -> None:
     wrong = hdu.verify_checksum() == 0 or hdu.verify_datasum() == 0
     if not wrong and _HASH in hdu.header:
         found = np.ascontiguousarray(hdu.data.view(np.ndarray)).view(np.uint8)
-        wrong = hashlib.sha256(found).hexdigest() != hdu.header[_HASH]
+        wrong = hashlib.sha256(found.data).hexdigest() != hdu.header[_HASH]
     if wrong:
         raise DamagedMap(
             f"{name} does not have the checksum that its header says: it is damaged, or was "

@@ -159,7 +159,7 @@ def interpolate(
         from pysm_vae.vae.interpolation import write_animation
 
         model = PatchModel(load_generator(weights), len(ends[0]), environment=environment)
-        path = run(model, *ends, frames=frames, seed=seed)
+        path = run(model, ends[0], ends[1], frames=frames, seed=seed)
         if out.suffix.lower() == ".gif":
             write_animation(path, out)
         else:

@@ -591,7 +591,9 @@ class _Ladder:
         def begin(white: Any, step_size: Any, centre: Any, *matrices: Any) -> Any:
             return _kernel(self, centre, matrices, step_size).bootstrap_results(white)
 
-        def step(white: Any, results: Any, steps: Any, seed: Any, centre: Any, *matrices: Any):
+        def step(
+            white: Any, results: Any, steps: Any, seed: Any, centre: Any, *matrices: Any
+        ) -> Any:
             # The kernel's own number of steps counts only where a chain begins.
             accepted = results.inner_results.accepted_results._replace(num_leapfrog_steps=steps)
             inner = results.inner_results._replace(accepted_results=accepted)
@@ -1015,7 +1017,7 @@ def sample_posterior(
         else:
             white = ladder.whitened(there.numpy() - centre, matrices).astype(np.float32)
         results = ladder.function("begin")(white, np.float32(step_size), centre, *matrices)
-        recent = []
+        recent: list[Any] = []
         for number in range(first, first + steps):
             length = _TRAJECTORY * rng.uniform(1 - _JITTER, 1 + _JITTER)
             step_size = float(results.new_step_size)

@@ -101,7 +101,7 @@ def interpolate(
     fraction = np.linspace(0, 1, frames)
     level, *latents = model.encode(np.stack([first, second]), seed)
     path = [(1 - fraction)[:, None] * level[0] + fraction[:, None] * level[1]]
-    path += [slerp(*ends, fraction) for ends in latents]
+    path += [slerp(ends[0], ends[1], fraction) for ends in latents]
     return np.concatenate([model.decode([p[i : i + 1] for p in path]) for i in range(frames)])
 
 

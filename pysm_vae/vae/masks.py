@@ -6,6 +6,7 @@ All are boolean arrays ``(size, size)``, True where there are data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -78,7 +79,12 @@ def parse_mask(text: str, size: int) -> np.ndarray:
         If it is of another form, or hides everything or nothing.
     """
     name, *texts = text.split(":")
-    functions = {"circle": circle, "rectangle": rectangle, "stripes": stripes, "edge": edge}
+    functions: dict[str, Callable[..., np.ndarray]] = {
+        "circle": circle,
+        "rectangle": rectangle,
+        "stripes": stripes,
+        "edge": edge,
+    }
     if name not in functions:
         raise ValueError(f"mask {text!r}: choose one of {', '.join(SHAPES)}, or a file")
     try:
