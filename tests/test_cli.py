@@ -300,7 +300,8 @@ class TestEnsemble:
         assert not out.exists()
         # Twelve charts at 20 ms, and the pixels; half a second for the rest.
         npix = 12 * 256**2
-        assert 12 * 0.02 + 4e-6 * npix == pytest.approx(found.each, abs=0.6, rel=0.3)
+        # Of the wall clock, on machines that have other work: more than it should take, not less.
+        assert 0.8 < found.each / (12 * 0.02 + 4e-6 * npix) < 5
         assert found.disk == pytest.approx(4 * 2 * 12 * npix, rel=0.02)
         assert 60 * npix < found.memory < 20e9
         assert (found.skies, found.kept) == (4, 0)

@@ -455,7 +455,7 @@ class TestBadFiles:
 
     def test_not_fits(self, tmp_path):
         (tmp_path / "m.fits").write_text("no map")
-        with pytest.raises(ValueError, match="Give a FITS file"):
+        with pytest.raises(ValueError, match="cannot be read as FITS"):
             read_map(tmp_path / "m.fits")
 
     def test_no_map_inside(self, tmp_path):

@@ -88,7 +88,7 @@ def test_nothing_left(tmp_path):
 def test_bad_files(tmp_path):
     text = tmp_path / "a.fits"
     text.write_text("no map")
-    with pytest.raises(ValueError, match="cannot be read as a HEALPix map"):
+    with pytest.raises(ValueError, match="cannot be read as FITS"):
         region_pixels(text, NSIDE)
     turned = mask(tmp_path / "c.fits", np.ones(48), coord="C")
     with pytest.raises(ValueError, match=r"coordinates 'C'.*coord=\['C', 'G'\]"):

@@ -279,7 +279,7 @@ def test_fits_file_without_polarisation(sky, tmp_path):
     with pytest.raises(ValueError, match=r"map.fits.*I, Q and U"):
         load_template(path)
     path.write_text("not a FITS file")
-    with pytest.raises(ValueError, match=r"map.fits.*HEALPix"):
+    with pytest.raises(ValueError, match=r"map.fits.*cannot be read as FITS"):
         load_template(path)
 
 

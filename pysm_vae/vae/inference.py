@@ -8,9 +8,11 @@ Hamiltonian Monte Carlo.
 The prior is the whole model that was trained, which has noise in the decoder: each octave's details
 are what the network makes of standard normal latents, plus Gaussian noise of ``residual`` (0.1)
 times their scale. Of :meth:`Generator.sample` that noise is left out. It adds a hundredth to an
-octave's variance, and it is what makes sampling possible: without it half the directions of the
-latents, of which there are twice as many as pixels, are free, and the others are pinned on a thin,
-curved sheet.
+octave's variance, and eases sampling: without it half the directions of the latents, of which there
+are twice as many as pixels, are free, and the others are pinned on a thin, curved sheet.
+
+How well intervals are calibrated has not been measured over many patches yet
+(``benchmarks/inverse.py`` does): look at the diagnostics, and at its figures, before trusting them.
 
 Octaves that the data know better than that noise does are sampled as maps (*centred*), the others
 as latents (Papaspiliopoulos, Roberts & Sköld 2007, Statist. Sci. 22, 59): then data pin down maps,
