@@ -75,10 +75,11 @@ def judge(ell: np.ndarray, power: np.ndarray) -> dict[str, Any]:
     """Slopes, EE/BB and the correlation of T and E of binned spectra, on ``FIT_ELL``."""
     used = (ell > FIT_ELL[0]) & (ell < FIT_ELL[1])
     x = np.log(ell[used] / PIVOT)
-    fits = [np.polyfit(x, np.log(row[used]), 1) for row in power[:3]]
+    # A negative TE has no logarithm; asked for, it is positive.
+    fits = [np.polyfit(x, np.log(np.maximum(row[used], 1e-9 * row[0])), 1) for row in power]
     departure = [
         np.abs(row[used] / np.exp(np.polyval(fit, x)) - 1).max()
-        for row, fit in zip(power, fits, strict=False)
+        for row, fit in zip(power[:3], fits[:3], strict=True)
     ]
     correlation = power[3] / np.sqrt(power[0] * power[1])
     _, ee, bb = Spectrum().slopes
@@ -89,7 +90,7 @@ def judge(ell: np.ndarray, power: np.ndarray) -> dict[str, Any]:
         "EE/BB": (power[1] / power[2]).tolist(),
         # Of all bands, carried to the pivot with the slopes asked for.
         "EE/BB at 80": float(np.exp(np.mean(at_pivot))),
-        "TE": float(np.mean(correlation[used])),
+        "TE at 80": float(np.exp(fits[3][1] - 0.5 * (fits[0][1] + fits[1][1]))),
         "TE by band": correlation.tolist(),
     }
 
@@ -112,7 +113,11 @@ def measure(nside: int, seeds: int, weights: str, console: Console) -> dict[str,
         "weights": weights,
         "nside": nside,
         "seeds": seeds,
-        "asked": {"slopes": asked.slopes, "EE/BB at 80": asked.ee_to_bb, "TE": asked.te_ratio},
+        "asked": {
+            "slopes": [*asked.slopes, asked.te_slope],
+            "EE/BB at 80": asked.ee_to_bb,
+            "TE at 80": asked.te_ratio,
+        },
         "ell": ell.tolist(),
         "power below 40 over the template's": np.mean(large, axis=0).tolist(),
         "latitudes": {},
@@ -140,14 +145,17 @@ def large_scales(maps: np.ndarray, template: np.ndarray) -> list[float]:
 def table(report: dict[str, Any]) -> Table:
     """What came out beside what was asked for."""
     shown = Table(title=f"Spectra of {report['seeds']} skies, nside {report['nside']}")
-    columns = ("|b| above", "slope TT", "EE", "BB", "EE/BB at 80", "TE", "off the power law")
+    columns = (
+        *("|b| above", "slope TT", "EE", "BB", "TE"),
+        *("EE/BB at 80", "TE at 80", "off the power law"),
+    )
     for column in columns:
         shown.add_column(column)
     asked = report["asked"]
-    cells = [*asked["slopes"], asked["EE/BB at 80"], asked["TE"]]
+    cells = [*asked["slopes"], asked["EE/BB at 80"], asked["TE at 80"]]
     shown.add_row("asked", *(f"{value:.2f}" for value in cells), "")
     for latitude, each in report["latitudes"].items():
-        cells = [*each["slopes"], each["EE/BB at 80"], each["TE"]]
+        cells = [*each["slopes"], each["EE/BB at 80"], each["TE at 80"]]
         departure = ", ".join(f"{d:.2f}" for d in each["largest departure from the power law"])
         shown.add_row(latitude, *(f"{value:.3f}" for value in cells), departure)
     return shown
@@ -171,7 +179,7 @@ def figure(report: dict[str, Any]) -> Figure:
         axes[2].semilogx(ell, each["TE by band"], style, color="k")
     power = asked["slopes"][1] - asked["slopes"][2]
     axes[1].semilogx(ell, asked["EE/BB at 80"] * (ell / PIVOT) ** power, color="C3", label="asked")
-    axes[2].axhline(asked["TE"], color="C3")
+    axes[2].semilogx(ell, Spectrum().te_correlation(ell), color="C3")
     axes[0].axhspan(0.9, 1.1, color="0.9", zorder=0)
     titles = ("$D_\\ell$ over the slope asked for", "EE/BB", "TE / $\\sqrt{TT\\,EE}$")
     for axis, title in zip(axes, titles, strict=True):

@@ -76,7 +76,7 @@ class VAEDust(pysm3.Model):
         Of these fluctuations; by default that of the sky.
     polarised : bool
         If not, Q and U are zero; the intensity is the same.
-    slopes, ee_to_bb, te_ratio, amplitude
+    slopes, ee_to_bb, te_ratio, te_slope, amplitude
         The small scales' spectra; see :class:`pysm_vae.sky.smallscales.Spectrum`.
     split : (float, float)
         Multipoles between which the template hands over to the small scales.
@@ -123,6 +123,7 @@ class VAEDust(pysm3.Model):
         slopes: tuple[float, float, float] = Spectrum.slopes,
         ee_to_bb: float = Spectrum.ee_to_bb,
         te_ratio: float = Spectrum.te_ratio,
+        te_slope: float = Spectrum.te_slope,
         amplitude: float = Spectrum.amplitude,
         split: tuple[float, float] = SPLIT,
         progress: Callable[[int, int], None] | None = None,
@@ -136,7 +137,7 @@ class VAEDust(pysm3.Model):
         split = _split(split)
         if map_dist is not None and not isinstance(map_dist, pysm3.MapDistribution):
             raise TypeError(f"map_dist must be a pysm3.MapDistribution, not {map_dist!r}")
-        spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, amplitude)  # type: ignore[arg-type]
+        spectrum = Spectrum(tuple(slopes), ee_to_bb, te_ratio, te_slope, amplitude)  # type: ignore[arg-type]
         generator = load_generator(weights)
         if max_nside is None:
             max_nside = 8192 if generator.conditional else 512

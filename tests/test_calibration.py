@@ -27,6 +27,7 @@ NPIX = hp.nside2npix(CALIBRATION_NSIDE)
         ({"slopes": (-0.8, -0.4, np.nan)}, "slopes"),
         ({"ee_to_bb": 0.0}, "ee_to_bb"),
         ({"te_ratio": 1.2}, "te_ratio"),
+        ({"te_slope": 5.0}, "te_slope"),
         ({"amplitude": -1.0}, "amplitude"),
     ],
 )
@@ -41,6 +42,16 @@ def test_mask_is_empty_at_low_latitude():
     assert mask[b < 30].max() == 0
     assert mask[b > 40.1].min() == 1
     assert mask.mean() == pytest.approx(np.mean(np.cos(np.radians(90 - b)) > 0.57), abs=0.02)
+
+
+def test_te_has_its_slope():
+    """The correlation is what makes C^TE a power law of its own, as far as it can."""
+    spectrum = Spectrum(slopes=(-0.8, -0.4, -0.5), te_ratio=0.3, te_slope=-0.5)
+    ell = np.array([40.0, 80.0, 800.0])
+    correlation = spectrum.te_correlation(ell)
+    te = correlation * (ell / PIVOT) ** (-0.8 / 2) * (ell / PIVOT) ** (-0.4 / 2)
+    np.testing.assert_allclose(te, 0.3 * (ell / PIVOT) ** -0.5)
+    assert Spectrum(te_slope=2.0).te_correlation(np.array([1e4]))[0] == 1
 
 
 def test_pattern_power_is_a_power_law_between_nodes():

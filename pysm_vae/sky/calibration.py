@@ -41,7 +41,9 @@ class Spectrum:
         Ratio of E to B power at the pivot (Planck 2018 XI: about 2). The slopes differ, so the
         ratio rises with ℓ, by 1.36 from 60 to 768; 1.89 keeps the maps within 1.6 and 2.4 there.
     te_ratio : float
-        Correlation of T and E, C^TE / sqrt(C^TT C^EE) (Planck 2018 XI: about 0.36).
+        Correlation of T and E, C^TE / sqrt(C^TT C^EE), at the pivot (Planck 2018 XI: about 0.36).
+    te_slope : float
+        Of D_ℓ for TE (PySM's d11); with the default slopes the correlation rises as ℓ^0.11.
     amplitude : float
         Factor on the amplitude of all small scales; 1 continues the template.
     """
@@ -49,6 +51,7 @@ class Spectrum:
     slopes: tuple[float, float, float] = (-0.80, -0.42, -0.54)
     ee_to_bb: float = 1.89
     te_ratio: float = 0.36
+    te_slope: float = -0.50
     amplitude: float = 1.0
 
     def __post_init__(self) -> None:
@@ -58,8 +61,15 @@ class Spectrum:
             raise ValueError(f"ee_to_bb must be positive, not {self.ee_to_bb}")
         if not -1 <= self.te_ratio <= 1:
             raise ValueError(f"te_ratio is a correlation, within ±1, not {self.te_ratio}")
+        if not -3.0 < self.te_slope < 3.0:
+            raise ValueError(f"te_slope is that of D_ell^TE, within ±3, not {self.te_slope}")
         if not 0 <= self.amplitude < np.inf:
             raise ValueError(f"amplitude cannot be negative or infinite: {self.amplitude}")
+
+    def te_correlation(self, ell: np.ndarray) -> np.ndarray:
+        """Correlation of T and E at multipoles above 0, within ±1; shape as given."""
+        tilt = self.te_slope - 0.5 * (self.slopes[0] + self.slopes[1])
+        return np.clip(self.te_ratio * (ell / PIVOT) ** tilt, -1.0, 1.0)
 
 
 def pattern_power(ell: np.ndarray, levels: np.ndarray, slope: float) -> np.ndarray:

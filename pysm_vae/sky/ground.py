@@ -198,11 +198,13 @@ class Ground:
         ]
         drawn = self._spectra(plane.cycles, plane.depth)
         for_template = drawn * self._deficit_at(plane.cycles)
+        # T and E share a part of one pattern, each with its own slope.
+        shared = self.spectrum.te_correlation(plane.ell)
         return {
             "T": plane.filter(power[0] / self.excess(plane.ell), for_template),
-            "E": plane.filter(power[1], drawn),
+            "E": plane.filter((1 - shared**2) * power[1], drawn),
             "B": plane.filter(power[2], drawn),
-            "TE": plane.filter(power[1], for_template),
+            "TE": np.sign(shared) * plane.filter(shared**2 * power[1], for_template),
         }
 
     def patterns(
@@ -223,9 +225,7 @@ class Ground:
         ndarray, float32, shape (3, size, size)
         """
         t, e, b = plane.waves(fields)
-        mix = self.spectrum.te_ratio
-        # T and E share a part of one pattern, each with its own slope.
-        e = mix * filters["TE"] * t + np.sqrt(1 - mix**2) * filters["E"] * e
+        e = filters["TE"] * t + filters["E"] * e
         return plane.fields(np.stack([filters["T"] * t, *plane.stokes(e, filters["B"] * b)]))
 
     def _deficit_at(self, cycles: np.ndarray) -> np.ndarray:
