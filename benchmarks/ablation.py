@@ -20,7 +20,6 @@ from common import (
     Folds,
     Judging,
     Maps,
-    MinLatitude,
     Out,
     Samples,
     Spacing,
@@ -38,7 +37,7 @@ from common import (
 )
 from rich.table import Table
 
-from pysm_vae.cli.learning import training_config
+from pysm_vae.cli.learning import MinLatitude, training_config
 from pysm_vae.files import writable_folder
 from pysm_vae.vae.generator import Generator, load_generator
 

@@ -49,12 +49,6 @@ Folds = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of what comes out; finished parts are kept.")]
-MinLatitude = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=89, help="Leave out smaller Galactic latitudes of HEALPix maps, degrees."
-    ),
-]
 Samples = Annotated[int, typer.Option(min=2, help="Patches to draw for an evaluation.")]
 TwoSample = Annotated[
     bool, typer.Option(help="Also train networks to tell samples from sky: it takes minutes.")

@@ -20,7 +20,6 @@ from common import (
     Folds,
     Judging,
     Maps,
-    MinLatitude,
     Out,
     Samples,
     Spacing,
@@ -39,7 +38,7 @@ from common import (
 )
 from rich.table import Table
 
-from pysm_vae.cli.learning import training_config
+from pysm_vae.cli.learning import MinLatitude, training_config
 from pysm_vae.files import atomic_write, writable_folder
 from pysm_vae.stats.spectra import ell_bins, flat_spectrum, fundamental, nyquist, standardise
 from pysm_vae.vae.generator import BATCH, Generator, load_generator

@@ -15,7 +15,6 @@ from common import (
     Folds,
     Judging,
     Maps,
-    MinLatitude,
     Out,
     Samples,
     Spacing,
@@ -31,7 +30,7 @@ from common import (
     thorne2021_of,
 )
 
-from pysm_vae.cli.learning import Architecture, training_config
+from pysm_vae.cli.learning import Architecture, MinLatitude, training_config
 from pysm_vae.files import writable_folder
 from pysm_vae.vae.cards import add_folds
 from pysm_vae.vae.generator import load_generator

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ducc0
 import healpy as hp
 import numpy as np
+import pysm3.units as u
 import pytest
+from astropy.io import fits
 from scipy.ndimage import gaussian_filter
 
 from pysm_vae.sky.calibration import Spectrum, latitude_mask
@@ -269,6 +271,31 @@ def test_bounds_hold_on_the_sky(template, large_scales):
     assert knee < length.max() < end * 1.0001
     rise = fields[0] - large_scales[0]
     assert 0.9 < rise.max() < np.log(BRIGHTEST[1]) * np.sqrt(2)
+
+
+def test_intensity_alone_gets_no_polarisation(template):
+    """A template without Q and U: small scales of I, and none of what it does not have."""
+    maps = template.maps(NSIDE)
+    maps[1:] = 0
+    alone = load_template(maps * u.uK_RJ)
+    fields = SmallScales(load_generator(), alone, seed=0, nside=NSIDE).draw()
+    large = alone.fields(*hp.pix2ang(NSIDE, np.arange(hp.nside2npix(NSIDE))))
+    assert (fields[0] - large[0]).std() > 0.03
+    assert np.abs(fields[1:]).max() < 1e-3
+
+
+def test_no_cloud_is_brighter_than_the_bound(shared_data):
+    """Planck's Taurus and Chamaeleon at 5', over themselves at 1.5 degrees."""
+    for name, log, beam in (
+        ("planck_taurus_lognh", True, 1.72),
+        ("planck_chamaeleon", False, 2.35),
+    ):
+        with fits.open(shared_data / f"{name}.fits") as hdus:
+            image = next(hdu.data for hdu in hdus if hdu.data is not None).squeeze().astype(float)
+        image = 10**image if log else image
+        smooth = gaussian_filter(image, 90 / beam / np.sqrt(8 * np.log(2)))
+        ratio = (image / smooth)[60:-60, 60:-60].max()
+        assert 6 < ratio < 9 < BRIGHTEST[1]
 
 
 def test_calibration_is_sane(ground):

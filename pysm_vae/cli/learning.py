@@ -63,6 +63,14 @@ class Architecture(str, Enum):
     thorne2021 = "thorne2021"
 
 
+MinLatitude = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=89, help="Leave out smaller Galactic latitudes of HEALPix maps, degrees."
+    ),
+]
+
+
 @app.command()
 def train(
     maps: Annotated[
@@ -115,12 +123,7 @@ def train(
             help="Sky to leave out, for instance because another map covers it.",
         ),
     ] = None,
-    min_latitude: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=89, help="Leave out smaller Galactic latitudes of HEALPix maps, degrees."
-        ),
-    ] = None,
+    min_latitude: MinLatitude = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
     ] = False,
@@ -221,12 +224,7 @@ def evaluate(
         ),
     ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of samples, controls, classifiers.")] = 0,
-    min_latitude: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=89, help="Leave out smaller Galactic latitudes of HEALPix maps, degrees."
-        ),
-    ] = None,
+    min_latitude: MinLatitude = None,
     card: Annotated[
         bool,
         typer.Option(

@@ -100,7 +100,9 @@ class Ground:
         start, end = np.arctanh(MOST_POLARISED)
         knee = max(start, np.hypot(fields[1], fields[2]).max())
         self.most_polarised = knee, knee + end - start
-        self.polarisation = np.sqrt(np.mean(fields[1, calm] ** 2 + fields[2, calm] ** 2))
+        # A template of intensity alone must not divide zero by zero.
+        polarised = np.sqrt(np.mean(fields[1, calm] ** 2 + fields[2, calm] ** 2))
+        self.polarisation = max(polarised, np.finfo(np.float32).eps)
         calibrator = Calibrator(
             from_log_pol_tens(fields),
             spectrum,
