@@ -29,7 +29,7 @@ from pysm_vae.sky.largescales import (
     finer,
     spline,
 )
-from pysm_vae.sky.smallscales import SmallScales
+from pysm_vae.sky.smallscales import SmallScales, _lay
 from pysm_vae.sky.templates import SPLIT, load_template
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling
 from pysm_vae.vae.generator import load_generator
@@ -271,6 +271,33 @@ def test_bounds_hold_on_the_sky(template, large_scales):
     assert knee < length.max() < end * 1.0001
     rise = fields[0] - large_scales[0]
     assert 0.9 < rise.max() < np.log(BRIGHTEST[1]) * np.sqrt(2)
+
+
+@pytest.mark.parametrize("t", [0.3, 2.5])
+def test_pixels_get_what_the_ground_says(ground, t):
+    """The compiled loop has the formulas of crowding, modulation and bound once more: the same."""
+    rough, i, q, u = 1.3, ground.crowded - 0.5, 0.05, -0.08
+    layer = np.ones((1, CELLS, CELLS))
+    large = layer * np.array([rough, i, q, u])[:, None, None]
+    patterns = (layer * np.array([t, 0.02, 0.03])[:, None, None]).astype("f4")
+    weight, mean = 0.8, -0.1
+    maps = np.zeros((3, 1), "f4")
+    _lay(
+        *(large, mean * layer, patterns, patterns[:, :0, :0]),
+        *(ground.crowded, ground.polarisation),
+        *(np.array([weight]), np.zeros((1, 2)), np.array([[1.0, 0.0]]), np.array([0])),
+        maps,
+    )
+    crowding = ground.crowding(i)
+    modulation = crowding * ground.modulation(q, u)
+    want = [
+        weight**2 * i
+        + weight * bounded(np.array(crowding * rough * t))
+        + (weight * crowding) ** 2 * mean,
+        weight**2 * q + weight * modulation * 0.02,
+        weight**2 * u + weight * modulation * 0.03,
+    ]
+    np.testing.assert_allclose(maps[:, 0], want, rtol=1e-5)
 
 
 def test_intensity_alone_gets_no_polarisation(template):
