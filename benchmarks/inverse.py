@@ -12,6 +12,10 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,8 +24,7 @@ from common import Maps, Out, read_maps, write_figure, write_json
 from scipy import stats
 
 from pysm_vae.files import writable_folder
-from pysm_vae.stats.moments import band_moments
-from pysm_vae.stats.spectra import radial_spectrum
+from pysm_vae.stats.spectra import bandpass_filter
 from pysm_vae.stats.wiener import constrained_realisations, mirror_power
 from pysm_vae.vae import masks
 from pysm_vae.vae.generator import load_generator
@@ -40,7 +43,11 @@ log = logging.getLogger(__name__)
 LEVELS = (0.68, 0.95)
 # Bins of a rank histogram, and draws among which a rank is taken.
 BINS, RANKED = 10, 99
-# A ladder of so few pixels as to be quick, and noise as the paper's.
+# Pixels of each patch, seen and hidden, in the histogram.
+SHOWN = 4
+# The longest of the octaves in which filled holes are compared, pixels.
+WAVELENGTHS = (16, 8, 4)
+# As the paper's.
 NOISE = 0.2
 
 
@@ -81,43 +88,82 @@ def crps(truth: np.ndarray, samples: np.ndarray) -> float:
     return float((np.abs(samples - truth).mean(axis=0) - spread).mean())
 
 
+@lru_cache(maxsize=1)
+def prior(weights: str, size: int) -> PatchModel:
+    """The model that calibration draws its patches from; kept with what was compiled for it."""
+    return PatchModel(load_generator(weights), size, scale_spread=0.2)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A patch of the model, and where it lies among its posterior's draws."""
+
+    coverage: dict[str, Any]
+    ranks: dict[str, list[int]]
+    converged: bool
+    seconds: float
+
+
+def judged(
+    number: int, weights: str, size: int, patches: int, draws: int, warmup: int, seed: int
+) -> Judged:
+    """Hide one of the patches of a calibration, and sample its posterior."""
+    model = prior(weights, size)
+    truth = model.sample(patches, seed=seed)[number]
+    rng = np.random.Generator(np.random.Philox([seed, number]))
+    kinds = list(some_masks(size).values())
+    mask = kinds[number % len(kinds)]
+    seen = Observation(truth, NOISE, mask).simulate(truth, rng)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        posterior = sample_posterior(model, seen, draws=draws, warmup=warmup, seed=seed + number)
+    below = (posterior.draws(RANKED) < truth).sum(axis=0).ravel()
+    ranks = {
+        name: below[rng.choice(np.flatnonzero(chosen), SHOWN, replace=False)].tolist()
+        for name, chosen in (("seen", mask), ("hidden", ~mask))
+    }
+    found = covered(truth, posterior.draws(draws), mask)
+    return Judged(found, ranks, posterior.converged, posterior.seconds)
+
+
 def calibration(
-    weights: str, size: int, patches: int, draws: int, warmup: int, seed: int
+    weights: str,
+    size: int,
+    patches: int,
+    draws: int,
+    warmup: int,
+    seed: int,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Coverage and ranks of patches of the model, seen through noise and masks."""
-    model = PatchModel(load_generator(weights), size, scale_spread=0.2)
-    truths = model.sample(patches, seed=seed)
-    kinds = list(some_masks(size).items())
-    rng = np.random.Generator(np.random.Philox(seed))
-    ranks: dict[str, list[int]] = {"seen": [], "hidden": []}
-    coverage, unconverged = [], 0
-    for number, truth in enumerate(truths):
-        mask = kinds[number % len(kinds)][1]
-        seen = Observation(truth, NOISE, mask).simulate(truth, rng)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            posterior = sample_posterior(
-                model, seen, draws=draws, warmup=warmup, seed=seed + number
-            )
-        unconverged += not posterior.converged
-        coverage.append(covered(truth, posterior.draws(draws), mask))
-        below = (posterior.draws(RANKED) < truth).sum(axis=0)
-        for name, chosen in (("seen", mask), ("hidden", ~mask)):
-            # A few of a patch's pixels: the others say the same.
-            places = rng.choice(np.flatnonzero(chosen), 4, replace=False)
-            ranks[name] += below.ravel()[places].tolist()
-        typer.echo(f"  calibration: {number + 1} of {patches}, {posterior.seconds:.0f} s")
+    one = partial(
+        judged,
+        weights=weights,
+        size=size,
+        patches=patches,
+        draws=draws,
+        warmup=warmup,
+        seed=seed,
+    )
+    found: list[Judged] = []
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for each in pool.map(one, range(patches)):
+            found.append(each)
+            typer.echo(f"  calibration: {len(found)} of {patches}, {each.seconds:.0f} s")
     report: dict[str, Any] = {"patches": patches, "draws": draws, "size": size, "noise": NOISE}
-    report["not converged"] = unconverged
-    for level in LEVELS:
-        for name in ranks:
-            values = np.array([each[f"{level:g}"][name] for each in coverage])
+    report["not converged"] = sum(not each.converged for each in found)
+    report["seconds"] = float(np.median([each.seconds for each in found]))
+    for name in ("seen", "hidden"):
+        for level in LEVELS:
+            values = np.array([each.coverage[f"{level:g}"][name] for each in found])
             report[f"{name} {level:g}"] = float(values.mean())
             report[f"{name} {level:g} error"] = float(values.std() / np.sqrt(len(values)))
-    for name, found in ranks.items():
-        counts = np.histogram(found, BINS, (-0.5, RANKED + 0.5))[0]
-        report[f"{name} ranks"] = counts.tolist()
-        report[f"{name} ranks p-value"] = float(stats.chisquare(counts).pvalue)
+        ranks = np.array([each.ranks[name] for each in found])
+        edges = np.linspace(-0.5, RANKED + 0.5, BINS + 1)
+        report[f"{name} ranks"] = np.histogram(ranks, edges)[0].tolist()
+        # Pixels of one patch are not independent: one of each.
+        independent = np.histogram(ranks[:, 0], edges)[0]
+        report[f"{name} ranks p-value"] = float(stats.chisquare(independent).pvalue)
     return report
 
 
@@ -138,12 +184,13 @@ def holes(
     found: dict[str, dict[str, list[float]]] = {}
     entry: dict[str, Any] = {"size": size, "noise": NOISE, "regions": regions}
     filled: dict[str, list[np.ndarray]] = {"sky": [], "network": [], "gaussian": []}
+    hidden: list[np.ndarray] = []
     for each in read_maps(maps, None):
         wanted = [name for name in each.sky.region_names if name in regions]
         cut = grid_patches(each.sky, size, each.pixel_size, regions=wanted)
         chosen = rng.permutation(len(cut))[:patches]
-        prior = PatchModel(generator, size, environment=each.environment)
-        power = mirror_power(prior.sample(64, seed=seed))
+        unseen = PatchModel(generator, size, environment=each.environment)
+        power = mirror_power(unseen.sample(64, seed=seed))
         for number, place in enumerate(chosen):
             truth = cut.patches[place].astype(float)
             mask = kinds[number % len(kinds)][1]
@@ -160,6 +207,7 @@ def holes(
                     power, seen, draws, rng, mean=model.mean, mean_spread=model.mean_spread
                 ),
             }
+            hidden.append(~mask)
             filled["sky"].append(truth)
             for name, samples in draw.items():
                 inside = covered(truth, samples, mask)
@@ -185,20 +233,53 @@ def holes(
     entry["log score over gaussian"] = float(better.mean())
     entry["log score over gaussian error"] = float(better.std() / np.sqrt(len(better)))
     entry["patches"] = len(better)
-    # Patches whose holes were filled, so that the spectrum is that of whole patches.
+    entry["wavelengths"] = WAVELENGTHS
     for name, several in filled.items():
-        whole = np.array(several)
-        entry.setdefault("spectrum", {})[name] = np.median(
-            radial_spectrum(whole)[1], axis=0
-        ).tolist()
-        kurtosis = band_moments(whole, 1.0, [(21600 / 8, 21600 / 4)])[1][:, 0]
-        entry.setdefault("kurtosis", {})[name] = [float(kurtosis.mean()), float(kurtosis.std())]
+        power, kurtosis = textures(np.array(several), np.array(hidden))
+        entry.setdefault("log power", {})[name] = summary(power)
+        entry.setdefault("kurtosis", {})[name] = summary(kurtosis)
+        if name == "sky":
+            sky = power, kurtosis
+            continue
+        entry.setdefault("log power over sky's", {})[name] = summary(power - sky[0])
+        entry.setdefault("kurtosis less sky's", {})[name] = summary(kurtosis - sky[1])
     return entry
+
+
+def textures(patches: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithm of the variance, and excess kurtosis, of octaves in the hidden part of patches.
+
+    Parameters
+    ----------
+    patches : ndarray, shape (n, size, size)
+        With filled holes, or what is there.
+    hidden : ndarray of bool, shape (n, size, size)
+
+    Returns
+    -------
+    log_variance, kurtosis : ndarray, each of shape (n, octaves)
+        Of wavelengths from ``WAVELENGTHS`` pixels to half as many.
+    """
+    log_variance, kurtosis = [], []
+    for wavelength in WAVELENGTHS:
+        # As if pixels were an arcminute.
+        band = 21600 / wavelength, 2 * 21600 / wavelength if wavelength > 4 else None
+        fields = bandpass_filter(patches, 1.0, *band)[0]
+        values = [field[where] for field, where in zip(fields, hidden, strict=True)]
+        log_variance.append([np.log(each.var()) for each in values])
+        kurtosis.append([stats.kurtosis(each) for each in values])
+    return np.array(log_variance).T, np.array(kurtosis).T
+
+
+def summary(values: np.ndarray) -> dict[str, list[float]]:
+    """Median and half the central 68 per cent of each column."""
+    low, middle, high = np.quantile(values, [0.16, 0.5, 0.84], axis=0)
+    return {"median": middle.tolist(), "scatter": (0.5 * (high - low)).tolist()}
 
 
 def times(weights: str, size: int, draws: int) -> dict[str, float]:
     """Of the most probable patch, and of draws; compilation is part of them."""
-    model = PatchModel(load_generator(weights), size, scale_spread=0.2)
+    model = prior(weights, size)
     truth = model.sample(1, seed=3)[0]
     mask = masks.circle(size, size / 5)
     seen = Observation(truth, NOISE, mask).simulate(truth, np.random.Generator(np.random.Philox(3)))
@@ -230,10 +311,13 @@ def figure(report: dict[str, Any]) -> Any:
             mean = counts.mean()
             axis.bar(np.arange(BINS) * (RANKED + 1) / BINS, counts, 9, align="edge")
             axis.axhspan(mean - 2 * mean**0.5, mean + 2 * mean**0.5, color="0.8", zorder=0)
-    for name, power in report.get("holes", {}).get("spectrum", {}).items():
-        axes[2].loglog(np.arange(1, len(power) + 1), power, label=name)
+    for number, (name, found) in enumerate(report.get("holes", {}).get("log power", {}).items()):
+        places = np.arange(len(WAVELENGTHS)) + 0.15 * (number - 1)
+        axes[2].errorbar(places, found["median"], found["scatter"], fmt="o", label=name)
         axes[2].legend()
-    axes[2].set(xlabel="cycles a patch", ylabel="power", title="patches with filled holes")
+    labels = [f"{wavelength} to {wavelength // 2}" for wavelength in WAVELENGTHS]
+    axes[2].set_xticks(range(len(WAVELENGTHS)), labels)
+    axes[2].set(xlabel="wavelength, pixels", title="log variance in filled holes")
     return drawn
 
 
@@ -245,7 +329,9 @@ def main(
         list[str], typer.Option(help="Sky of the maps that the network has not seen; repeatable.")
     ] = (),
     weights: Annotated[str, typer.Option(help="Shipped weights, or a model card.")] = "default",
-    size: Annotated[int, typer.Option(help="Pixels a side of patches.")] = 64,
+    size: Annotated[int, typer.Option(help="Pixels a side of patches with holes.")] = 64,
+    small: Annotated[int, typer.Option(help="Pixels a side of those of the calibration.")] = 32,
+    processes: Annotated[int, typer.Option(min=1, help="That share the calibration.")] = 1,
     patches: Annotated[int, typer.Option(min=0, help="Of the calibration.")] = 100,
     filled: Annotated[int, typer.Option(min=2, help="Patches of each map with a hole.")] = 12,
     draws: Annotated[int, typer.Option(min=100, help="Of each posterior.")] = 400,
@@ -265,7 +351,7 @@ def main(
         report["times"] = times(weights, timed, 1000)
         write_json(report, out / "inverse.json")
     if patches:
-        report["calibration"] = calibration(weights, size, patches, draws, warmup, seed)
+        report["calibration"] = calibration(weights, small, patches, draws, warmup, seed, processes)
     write_json(report, out / "inverse.json")
     write_figure(figure(report), out / "inverse.png")
 

@@ -156,9 +156,10 @@ class TestPatchModel:
 
 
 class TestLadder:
-    def test_centred_octaves_have_the_same_density(self, model, truth):
-        """Of one patch and its latents, whichever way the octaves are written."""
-        seen = Observation(truth, 0.1)
+    def test_centred_cells_have_the_same_density(self, model, truth):
+        """Of one patch and its latents, whichever way the details are written."""
+        # So noisy that no cell is centred; then so clear on the left that the coarsest are, there.
+        seen = Observation(truth, 100.0)
         level, top, *octaves = model.encode(truth[None].astype(float))
         scale = float(np.exp(level[0, 1]))
         coarse = scale * (top.reshape(1, -1) @ model.root.T) + level[0, 0]
@@ -175,13 +176,21 @@ class TestLadder:
         c, d = finer[1::2, 0::2], finer[1::2, 1::2]
         details = 0.25 * np.stack([a - b + c - d, a + b - c - d, a - b - c + d], axis=-1)
         other = [each.copy() for each in octaves]
-        other[0][..., -3:] = details
-        centred = inference._Ladder(model, seen, (model.octaves - 1,))
+        noise = np.full(truth.shape, 100.0)
+        noise[:, : SIZE // 2] = 0.015 * 2**model.octaves
+        clear = Observation(truth, noise)
+        centred = inference._Ladder(model, clear)
+        left = np.arange(model.grid) < model.grid // 2
+        for number, cells in enumerate(centred.centred):
+            assert (cells == (left if number == 0 else False)).all()
+        other[0][0, :, left, -3:] = details[:, left].swapaxes(0, 1)
         moved = np.concatenate([level[0, 1:], coarse.ravel(), *[o.ravel() for o in other]])
         again, same, more = centred.climb(moved[None].astype(np.float32))
         np.testing.assert_allclose(again, patch, atol=1e-3)
-        np.testing.assert_allclose(same, residuals, atol=0.02)
-        count = 3 * model.grid**2
+        # The last are the misfit, which the noise is in.
+        prior = np.asarray(residuals).shape[1] - truth.size
+        np.testing.assert_allclose(same[:, :prior], residuals[:, :prior], atol=0.02)
+        count = 3 * model.grid**2 // 2
         assert float(more[0] - jacobian[0]) == pytest.approx(-count * level[0, 1], rel=1e-4)
 
 

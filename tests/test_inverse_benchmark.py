@@ -43,3 +43,35 @@ def test_coverage(samples, rng):
 def test_masks_hide_something():
     for mask in inverse.some_masks(32).values():
         assert 0.4 < mask.mean() < 0.95
+
+
+def test_textures_are_those_of_the_hidden_part(rng):
+    hidden = np.zeros((2, 64, 64), bool)
+    hidden[:, 16:48, 16:48] = True
+    wave = np.broadcast_to(np.sin(2 * np.pi * np.arange(64) / 6), (64, 64))
+    # Noise outside must not count; a wave of six pixels is of the second octave.
+    patches = np.stack(
+        [wave, 3 * wave + np.where(hidden[0], 0, 0.1 * rng.standard_normal((64, 64)))]
+    )
+    power, kurtosis = inverse.textures(patches, hidden)
+    assert power[0, 1] == pytest.approx(np.log(0.5), abs=0.1)
+    assert power[1, 1] - power[0, 1] == pytest.approx(2 * np.log(3), abs=0.01)
+    assert power[0, 0] < power[0, 1] - 1
+    # A sine's.
+    assert kurtosis[:, 1] == pytest.approx(-1.5, abs=0.05)
+
+
+def test_posteriors_are_calibrated():
+    """A few small patches of the model's own; `benchmarks/inverse.py` takes a hundred."""
+    pytest.importorskip("tensorflow_probability")
+    found = [inverse.judged(n, "default", 16, 6, draws=100, warmup=60, seed=1) for n in range(6)]
+    for level, seen, hidden in ((0.68, 0.05, 0.2), (0.95, 0.03, 0.1)):
+        held = {
+            name: np.mean([each.coverage[f"{level:g}"][name] for each in found])
+            for name in ("seen", "hidden")
+        }
+        assert held["seen"] == pytest.approx(level, abs=seen)
+        assert held["hidden"] == pytest.approx(level, abs=hidden)
+    ranks = np.concatenate([each.ranks["seen"] for each in found])
+    # The mean of so many ranks, uniform from 0 to 99, scatters by 6.
+    assert ranks.mean() == pytest.approx(49.5, abs=20)

@@ -14,9 +14,10 @@ are twice as many as pixels, are free, and the others are pinned on a thin, curv
 How well intervals are calibrated has not been measured over many patches yet
 (``benchmarks/inverse.py`` does): look at the diagnostics, and at its figures, before trusting them.
 
-Octaves that the data know better than that noise does are sampled as maps (*centred*), the others
+Details that the data know better than that noise does are sampled as maps (*centred*), the others
 as latents (Papaspiliopoulos, Roberts & Sköld 2007, Statist. Sci. 22, 59): then data pin down maps,
-in which they are linear, and latents are held no tighter than by the decoder's noise.
+in which they are linear, and latents are held no tighter than by the decoder's noise. That is so
+cell by cell: in a hole, maps would be held by the decoder alone, and could hardly move.
 """
 
 from __future__ import annotations
@@ -53,10 +54,15 @@ _SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 _SEARCH_STEPS = 150
 _SEARCH_MEMORY = 30
 
-# Random projections that measure the mass matrix: its diagonal to 9 per cent.
-_PROBES = 256
+# Random projections that measure the mass matrix, its diagonal to 9 per cent, and how much of what
+# is beside the diagonal is left out; and the same where it need not be so good, for a search.
+_PROBES, _SHRINKAGE = 256, 0.1
+_FEW_PROBES, _MORE_SHRINKAGE = 32, 0.5
 _PROBE_BATCH = 8
-_SHRINKAGE = 0.1
+# Coarse variables whose curvature is known in full: whole octaves, so many variables at most; and
+# derivatives that are taken at a time.
+_FULL = 1024
+_FULL_BATCH = 32
 
 # Length of a trajectory, in units in which a standard normal has a quarter period of pi / 2, and
 # how much it is varied, so that none returns to where it came from (Neal 2011, section 3.2).
@@ -425,7 +431,7 @@ class _Ladder:
     """The variables of one problem, and its density.
 
     In order: the logarithm of the scale; the coarsest map, in the unit of the data; for each
-    octave, coarse to fine, the latents and the decoder's noise, or, of *centred* octaves, the
+    octave, coarse to fine, the latents and the decoder's noise, or, in *centred* cells, the
     details themselves, in the unit of the data; of stationary noise, what would have been measured
     in the pixels that are hidden, with which the noise is as simple as if nothing were.
     """
@@ -434,11 +440,9 @@ class _Ladder:
         self,
         model: PatchModel,
         observation: Observation | None = None,
-        centred: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.observation = observation
-        self.centred = tuple(centred)
         shapes: list[tuple[int, ...]] = [(1,), (model.grid, model.grid)]
         shapes += [(*shape[:2], shape[2] + 3) for shape in model.shapes[1:]]
         self.coloured = observation is not None and observation.noise_power is not None
@@ -449,7 +453,7 @@ class _Ladder:
         self.length = sum(self.sizes)
         # Steps over which the sampler's step size is adapted.
         self.adaptation = 0
-        # Data, and what their residuals are multiplied by.
+        # Data, what their residuals are multiplied by, and which cells of each octave are centred.
         self._held: list[Any] | None = None
         if observation is not None:
             self.observe(observation)
@@ -465,9 +469,11 @@ class _Ladder:
         else:
             sigma = np.broadcast_to(observation.noise, observation.mask.shape)
             weight = np.where(observation.mask, 1 / sigma, 0.0)
+        self.centred = _known_cells(self.model, observation)
+        held = [observation.data, weight, *(each[..., None] for each in self.centred)]
         if self._held is None:
-            self._held = [tf.Variable(a, dtype=tf.float32) for a in (observation.data, weight)]
-        for variable, array in zip(self._held, (observation.data, weight), strict=True):
+            self._held = [tf.Variable(array, dtype=tf.float32) for array in held]
+        for variable, array in zip(self._held, held, strict=True):
             variable.assign(array)
 
     def split(self, values: Any) -> list[Any]:
@@ -508,7 +514,7 @@ class _Ladder:
             (mean[:, 0] - model.mean) / model.mean_spread,
             tf.matmul(flat(field), tf.constant(model.inverse_root, tf.float32)),
         ]
-        in_unit_of_data = model.grid**2 - 1
+        in_unit_of_data = tf.constant(model.grid**2 - 1, tf.float32)
         field = field[..., None]
         environment = tf.fill((n,), np.float32(model.environment))
         for i in range(model.octaves):
@@ -516,12 +522,13 @@ class _Ladder:
             latents, free = parts[2 + i][..., :-3], parts[2 + i][..., -3:]
             decoded = network.decoded_details(field, latents, environment, octave)
             unit = model.detail_scale[octave]
-            if octave in self.centred:
-                details = free / (scale[..., None] * unit)
-                noise = (details - decoded) / model.residual
-                in_unit_of_data += 3 * free.shape[1] * free.shape[2]
-            else:
-                details, noise = decoded + model.residual * free, free
+            details, noise = decoded + model.residual * free, free
+            if self._held is not None:
+                centred = self._held[2 + i]
+                maps = free / (scale[..., None] * unit)
+                details += centred * (maps - details)
+                noise += centred * ((maps - decoded) / model.residual - noise)
+                in_unit_of_data += 3 * tf.reduce_sum(centred)
             residuals += [flat(latents), flat(noise)]
             field = haar_synthesis(field, unit * details)
         patches = mean + scale * self._filtered(field[..., 0], model.transfer)
@@ -533,7 +540,7 @@ class _Ladder:
     def _misfit(self, patches: Any, hidden: Any) -> Any:
         import tensorflow as tf
 
-        data, weight = self._held
+        data, weight = self._held[:2]
         difference = data - self._filtered(patches, self.observation.response)
         if not self.coloured:
             return difference * weight
@@ -590,6 +597,11 @@ class _Ladder:
                 residuals = self.climb(values)[1]
             return tape.gradient(residuals, values, output_gradients=signs)
 
+        def columns(values: Any, directions: Any) -> Any:
+            with tf.autodiff.ForwardAccumulator(values, directions) as tangent:
+                residuals = self.climb(values)[1]
+            return tangent.jvp(residuals)
+
         def begin(white: Any, step_size: Any, centre: Any, *matrices: Any) -> Any:
             return _kernel(self, centre, matrices, step_size).bootstrap_results(white)
 
@@ -605,7 +617,7 @@ class _Ladder:
             return white, results, there, self.climb(there)[0]
 
         if name not in self._functions:
-            functions = (patches, descent, probe, begin, step)
+            functions = (patches, descent, probe, columns, begin, step)
             chosen = next(each for each in functions if each.__name__ == name)
             # A plain graph: XLA is several times slower for these convolutions on a CPU.
             self._functions[name] = tf.function(chosen, jit_compile=False)
@@ -627,8 +639,8 @@ class _Ladder:
         coarse, maps = filled[None, ..., None], []
         for octave in range(model.octaves):
             coarse, details = haar_analysis(coarse)
-            known = octave in self.centred
-            maps.append(np.asarray(details)[0] if known else np.zeros(details.shape[1:]))
+            centred = self.centred[model.octaves - 1 - octave][..., None]
+            maps.append(np.where(centred, np.asarray(details)[0], 0.0))
         parts = [np.array([math.log(model.scale)]), np.asarray(coarse)]
         for shape, free in zip(model.shapes[1:], reversed(maps), strict=True):
             latents = np.zeros(shape) if rng is None else rng.standard_normal(shape)
@@ -637,72 +649,98 @@ class _Ladder:
             parts.append(-filled[~seen.mask])
         return np.concatenate([np.ravel(part) for part in parts])
 
-    def whitener(self, values: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    def whitener(
+        self, values: np.ndarray, rng: np.random.Generator, *, rough: bool = False
+    ) -> list[np.ndarray]:
         """Matrices that make the variables about as wide in all directions, block by block.
 
-        Scale and coarsest map are one block, then each cell of each octave is one. A block is that
-        of ``J' J``, with ``J`` the derivatives of the residuals, in the mean over some places: the
-        mean square of what random signs of the residuals send back (Hutchinson 1990, Commun.
-        Statist. Simula. 19, 433).
+        A block is that of ``J' J``, with ``J`` the derivatives of the residuals. The coarse
+        variables are one block: at the edge of a hole, what is seen ties them together through the
+        octaves. Its derivatives are taken one by one, at the first place. Further on each cell of
+        each octave is a block, in the mean over the places: the mean square of what random signs
+        of the residuals send back (Hutchinson 1990, Commun. Statist. Simula. 19, 433). A ``rough``
+        one, several times faster, takes scale and coarsest map alone together, and has few signs.
 
         Returns
         -------
         list of ndarray, each (blocks, k, k)
             Variables are a centre plus ``y @ matrix``, of which ``y`` has about unit variance.
         """
+        blocks = self.blocks(0 if rough else _FULL)
+        probes, shrinkage = (_FEW_PROBES, _MORE_SHRINKAGE) if rough else (_PROBES, _SHRINKAGE)
         probe, found = self.function("probe"), []
-        for i in range(_PROBES // _PROBE_BATCH):
+        for i in range(probes // _PROBE_BATCH):
             places = values[(np.arange(_PROBE_BATCH) + i * _PROBE_BATCH) % len(values)]
             signs = rng.choice(np.array([-1, 1], np.float32), (_PROBE_BATCH, self._residuals))
             found.append(probe(places.astype(np.float32), signs).numpy())
-        matrices = []
+        edges = np.cumsum([number * width for number, width in blocks])[:-1]
+        precisions: list[np.ndarray] = []
         for part, (_, width) in zip(
-            np.split(np.concatenate(found), self._block_edges, axis=1), self.blocks, strict=True
+            np.split(np.concatenate(found), edges, axis=1), blocks, strict=True
         ):
-            part = part.reshape(_PROBES, -1, width).astype(float)
-            precision = np.einsum("kci,kcj->cij", part, part) / _PROBES
+            if not precisions and not rough:
+                precisions.append(self._full_precision(values[0], width)[None])
+                continue
+            part = part.reshape(probes, -1, width).astype(float)
+            precision = np.einsum("kci,kcj->cij", part, part) / probes
             # What chance has put beside the diagonal is shrunk, so that there is an inverse.
             diagonal = np.einsum("cii->ci", precision).copy()
-            precision *= 1 - _SHRINKAGE
+            precision *= 1 - shrinkage
             precision[:, np.arange(width), np.arange(width)] = np.maximum(diagonal, 1e-12)
-            matrices.append(np.linalg.inv(np.linalg.cholesky(precision)).astype(np.float32))
-        return matrices
+            precisions.append(precision)
+        return [np.linalg.inv(np.linalg.cholesky(each)).astype(np.float32) for each in precisions]
 
-    @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """Number and width of the blocks of each part of the variables."""
-        parts = [(1, self.sizes[0] + self.sizes[1])]
-        parts += [(shape[0] * shape[1], shape[2]) for shape in self.shapes[2 : self._coloured_at]]
+    def _full_precision(self, values: np.ndarray, width: int) -> np.ndarray:
+        """``J' J`` of the first variables, (width, width)."""
+        import tensorflow as tf
+
+        columns = self.function("columns")
+        there = tf.constant(np.broadcast_to(values, (_FULL_BATCH, self.length)), tf.float32)
+        found = []
+        for first in range(0, width, _FULL_BATCH):
+            directions = np.eye(_FULL_BATCH, self.length, first, dtype=np.float32)
+            found.append(columns(there, tf.constant(directions)).numpy())
+        derivatives = np.concatenate(found)[:width]
+        precision = (derivatives @ derivatives.T).astype(float)
+        # Single precision must not make it indefinite.
+        precision[np.diag_indices(width)] *= 1 + 1e-4
+        return precision
+
+    def blocks(self, most: int) -> list[tuple[int, int]]:
+        """Number and width of the blocks of each part of the variables.
+
+        The first are scale, coarsest map and as many octaves as stay below ``most`` variables.
+        """
+        octaves = self.sizes[2 : self._coloured_at]
+        width, whole = self.sizes[0] + self.sizes[1], 0
+        while whole < len(octaves) and width + octaves[whole] <= most:
+            width, whole = width + octaves[whole], whole + 1
+        fine = self.shapes[2 + whole : self._coloured_at]
+        parts = [(1, width), *((shape[0] * shape[1], shape[2]) for shape in fine)]
         return parts + [(size, 1) for size in self.sizes[self._coloured_at :]]
 
     @property
     def _coloured_at(self) -> int:
         return 2 + self.model.octaves
 
-    @property
-    def _block_edges(self) -> np.ndarray:
-        return np.cumsum([number * width for number, width in self.blocks])[:-1]
-
     def coloured_in(self, white: Any, matrices: Sequence[Any]) -> Any:
         """Steps ``(n, length)`` of the variables, from such of unit variance."""
         import tensorflow as tf
 
-        counts = [number * width for number, width in self.blocks]
+        counts = [matrix.shape[0] * matrix.shape[1] for matrix in matrices]
         steps = []
-        for part, (number, width), matrix in zip(
-            tf.split(white, counts, axis=1), self.blocks, matrices, strict=True
-        ):
+        for part, matrix in zip(tf.split(white, counts, axis=1), matrices, strict=True):
+            number, width = matrix.shape[:2]
             step = tf.einsum("nci,cij->ncj", tf.reshape(part, (-1, number, width)), matrix)
             steps.append(tf.reshape(step, (-1, number * width)))
         return tf.concat(steps, axis=1)
 
     def whitened(self, steps: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
         """Inverse of :meth:`coloured_in`."""
+        edges = np.cumsum([matrix.shape[0] * matrix.shape[1] for matrix in matrices])[:-1]
         white = []
-        for part, (number, width), matrix in zip(
-            np.split(steps, self._block_edges, axis=1), self.blocks, matrices, strict=True
-        ):
-            columns = part.reshape(-1, number, width, 1)
+        for part, matrix in zip(np.split(steps, edges, axis=1), matrices, strict=True):
+            columns = part.reshape(-1, *matrix.shape[:2], 1)
             solved = np.linalg.solve(matrix.swapaxes(1, 2)[None].astype(float), columns)
             white.append(solved.reshape(len(steps), -1))
         return np.concatenate(white, axis=1)
@@ -782,7 +820,7 @@ def maximise(
     found: list[tuple[float, np.ndarray]] = []
     for number in range(starts):
         centre = ladder.start(rng if number else None)[None].astype(np.float32)
-        matrices = ladder.whitener(centre, rng)
+        matrices = ladder.whitener(centre, rng, rough=True)
         # Of the scale, which is held: no step.
         for each in matrices[:1]:
             each[:, :, 0] = 0.0
@@ -1091,17 +1129,33 @@ def fill_holes(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _known_octaves(model: PatchModel, observation: Observation) -> tuple[int, ...]:
-    """Octaves whose details the data show better than the decoder's noise lets them vary."""
-    # A Haar detail is a mean of four pixels, of which each octave's are means of four, too.
-    octaves = np.arange(model.octaves)
-    noise = observation.rms / 2.0 ** (octaves + 1)
-    known = noise < model.residual * model.scale * model.detail_scale
-    if observation.response is not None:
-        # What the beam has dimmed to less than half is not known, either.
-        cycles = model.size / 2.0 ** (octaves + 1)
-        known &= np.interp(cycles, 0.5 * np.arange(model.size), observation.response[0]) > 0.5
-    return tuple(int(octave) for octave in np.flatnonzero(known))
+def _known_cells(model: PatchModel, observation: Observation) -> list[np.ndarray]:
+    """Cells of each octave, coarse to fine, of whose details the data show more than the prior.
+
+    That is, more than the decoder's noise lets them vary; boolean, (m, m).
+    """
+    if observation.noise_power is None:
+        sigma = np.broadcast_to(observation.noise, observation.mask.shape)
+    else:
+        sigma = np.full(observation.mask.shape, observation.rms)
+    precision = np.where(observation.mask, 1 / sigma**2, 0.0)
+    cells = []
+    for octave in range(model.octaves):
+        # A Haar detail is a sum of four means, of a quadrant each, over four.
+        size = model.size >> octave
+        quadrants = precision.reshape(size, 1 << octave, size, 1 << octave).sum(axis=(1, 3))
+        variance = np.divide(
+            1.0, quadrants, where=quadrants > 0, out=np.full_like(quadrants, np.inf)
+        )
+        half = size // 2
+        noise = 0.25 * np.sqrt(variance.reshape(half, 2, half, 2).sum(axis=(1, 3)))
+        known = noise < model.residual * model.scale * model.detail_scale[octave]
+        if observation.response is not None:
+            # What the beam has dimmed to less than half is not known, either.
+            seen = np.interp(half, 0.5 * np.arange(model.size), observation.response[0])
+            known &= seen > 0.5
+        cells.append(known)
+    return cells[::-1]
 
 
 def _problem(model: PatchModel, observation: Observation, warmup: int = 0) -> _Ladder:
@@ -1110,9 +1164,9 @@ def _problem(model: PatchModel, observation: Observation, warmup: int = 0) -> _L
     # The mask is one of the numbers that change, but for stationary noise.
     response = b"" if observation.response is None else observation.response.tobytes()
     coloured = b"" if observation.noise_power is None else observation.mask.tobytes()
-    key = (_known_octaves(model, observation), response, coloured, warmup)
+    key = response, coloured, warmup
     if key not in model.ladders:
-        model.ladders[key] = _Ladder(model, observation, key[0])
+        model.ladders[key] = _Ladder(model, observation)
         model.ladders[key].adaptation = warmup // 2
     model.ladders[key].observe(observation)
     return model.ladders[key]
