@@ -64,7 +64,7 @@ def test_textures_are_those_of_the_hidden_part(rng):
 def test_posteriors_are_calibrated():
     """A few small patches of the model's own; `benchmarks/inverse.py` takes a hundred."""
     pytest.importorskip("tensorflow_probability")
-    found = [inverse.judged(n, "default", 16, 6, draws=100, warmup=60, seed=1) for n in range(6)]
+    found = [inverse.judged(n, "default", 32, 4, draws=100, warmup=60, seed=1) for n in range(4)]
     for level, seen, hidden in ((0.68, 0.05, 0.2), (0.95, 0.03, 0.1)):
         held = {
             name: np.mean([each.coverage[f"{level:g}"][name] for each in found])
@@ -73,5 +73,5 @@ def test_posteriors_are_calibrated():
         assert held["seen"] == pytest.approx(level, abs=seen)
         assert held["hidden"] == pytest.approx(level, abs=hidden)
     ranks = np.concatenate([each.ranks["seen"] for each in found])
-    # The mean of so many ranks, uniform from 0 to 99, scatters by 6.
+    # The mean of so many ranks, uniform from 0 to 99, scatters by 7.
     assert ranks.mean() == pytest.approx(49.5, abs=20)

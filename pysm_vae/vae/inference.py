@@ -1190,6 +1190,13 @@ def tensorflow_probability() -> Any:
         raise ModuleNotFoundError(
             "sampling needs tensorflow-probability: pip install 'pysm_vae[inference]'"
         ) from error
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        if not tf.config.list_physical_devices("GPU"):
+            # It warns of an accelerator's precision, be there one or not, when it is first used.
+            warnings.filterwarnings("ignore", "TensorFloat-32", UserWarning)
+        _ = tfp.mcmc.HamiltonianMonteCarlo
     return tfp
 
 
