@@ -10,6 +10,7 @@ import numpy as np
 import pysm3
 import pysm3.units as u
 
+from pysm_vae.sky.canvas import Between
 from pysm_vae.sky.parameters import BOUNDS, ParameterScales, bounded, neutral_shift
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.smallscales import SmallScales, Spectrum
@@ -51,6 +52,12 @@ class VAEDust(pysm3.Model):
         ``"default"``, ``"octave"``, ``"thorne2021"``, or the model card of your own training.
     seed : int
         Which sky.
+    towards : int, optional
+        Seed of another sky, to which a path of skies leads. Each of them has the statistics of all
+        skies: their latents are turned from one's to the other's, as
+        :class:`pysm_vae.sky.canvas.Between` says.
+    fraction : float
+        How far along that path: 0 for the one sky, 1 for the other, to the last bit.
     beta : float, path or Quantity
         Spectral index of the dust: one number or a HEALPix map (RING, Galactic).
     temperature : float, str, path or Quantity
@@ -109,6 +116,8 @@ class VAEDust(pysm3.Model):
         template: str | Path | u.Quantity = "embedded",
         weights: str | Path = "default",
         seed: int = 0,
+        towards: int | None = None,
+        fraction: float = 0.0,
         beta: float | str | Path | u.Quantity = BETA,
         temperature: float | str | Path | u.Quantity = TEMPERATURE,
         beta_scatter: float = 0.0,
@@ -132,6 +141,7 @@ class VAEDust(pysm3.Model):
         if not hp.isnsideok(nside, nest=True):
             raise ValueError(f"nside must be a power of two, not {nside}")
         seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
+        place = _place(seed, towards, fraction)
         if not isinstance(polarised, bool):
             raise TypeError(f"polarised must be true or false, not {polarised!r}")
         split = _split(split)
@@ -162,7 +172,7 @@ class VAEDust(pysm3.Model):
         if scatter.any():
             parameters = ParameterScales(
                 generator,
-                seed=seed
+                seed=place
                 if parameter_seed is None
                 else _whole("parameter_seed", parameter_seed, 0),
                 nside=nside,
@@ -171,7 +181,7 @@ class VAEDust(pysm3.Model):
             )
         self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
         small = SmallScales(
-            generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
+            generator, self.template, seed=place, nside=nside, spectrum=spectrum, split=split
         )
         self.lmax = small.lmax
         if self.lmax < 1.5 * nside:
@@ -298,6 +308,25 @@ def _whole(name: str, value: Any, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
     return int(value)
+
+
+def _place(seed: int, towards: Any, fraction: Any) -> int | Between:
+    """The sky of a seed, or one on the path to another seed's."""
+    number = isinstance(fraction, int | float | np.number) and not isinstance(fraction, bool)
+    if not (number and 0 <= fraction <= 1):
+        raise ValueError(f"fraction must lie between 0 and 1, not {fraction!r}")
+    if towards is None:
+        if fraction:
+            raise ValueError(
+                f"fraction={fraction} is the place on the path to another sky: give its seed, "
+                "towards, too"
+            )
+        return seed
+    towards = _whole("towards", towards, 0)
+    # On the way to itself a sky would lose its scale: its latents are not independent of its own.
+    if fraction == 0 or towards == seed:
+        return seed
+    return towards if fraction == 1 else Between(seed, towards, float(fraction))
 
 
 def _scatter(name: str, value: Any, unit: str, room: u.Quantity) -> np.float32:
