@@ -416,6 +416,8 @@ def _identity(value: Any) -> Any:
     """What a parameter is known again by: of files and arrays, the content."""
     if isinstance(value, u.Quantity):
         return [str(value.unit), _digest(np.ascontiguousarray(value.value).tobytes())]
+    if isinstance(value, np.ndarray):
+        return _digest(np.ascontiguousarray(value).tobytes())
     if isinstance(value, str | Path) and Path(value).is_file():
         return _digest(Path(value).read_bytes())
     return value
