@@ -13,9 +13,12 @@ import pysm3
 import pysm3.units as u
 import pytest
 import toml
+from typer.testing import CliRunner
 
 from pysm_vae import VAEDust
+from pysm_vae.cli import app
 from pysm_vae.dust import BETA, TEMPERATURE, _place
+from pysm_vae.simulate import path_between
 from pysm_vae.sky.calibration import latitude_mask
 from pysm_vae.sky.canvas import Between
 from pysm_vae.sky.templates import load_template
@@ -191,6 +194,27 @@ def test_the_path_between_two_seeds():
         [sky.mbb_index.value for sky in (near, first, other)],
     ):
         assert 0 < np.std(a - b) < 0.1 * np.std(c - b)
+
+
+def test_a_path_is_animated(tmp_path):
+    out = tmp_path / "path.npy"
+    command = ["interpolate", "2", "5", "--frames", "2", "--nside", "32", "--zoom", "40,50,6"]
+    done = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    found = np.load(out)
+    assert found.shape == (2, 128, 128)
+    centre = hp.ang2pix(32, 40, 50, lonlat=True)
+    for frame, seed in zip(found, (2, 5), strict=True):
+        sky = partial(seed=seed, polarised=False)
+        near = sky.I_ref.value[np.isin(PARTIAL, [centre, *hp.get_all_neighbours(32, centre)])]
+        assert np.log(near.min()) < frame[64, 64] < np.log(near.max())
+    done = CliRunner().invoke(
+        app, [*command, "--out", str(tmp_path / "x.npy"), "--zoom", "0,0,400"]
+    )
+    assert done.exit_code == 2
+    assert "side of at most 90" in done.stderr
+    with pytest.raises(ValueError, match="two or more"):
+        path_between(2, 5, frames=1)
 
 
 def test_the_ends_of_a_path_are_plain_seeds():
