@@ -10,6 +10,8 @@ import numpy as np
 import pysm3
 import pysm3.units as u
 
+from pysm_vae.sky.canvas import Between
+from pysm_vae.sky.constraint import Constraint, load_constraint
 from pysm_vae.sky.parameters import BOUNDS, ParameterScales, bounded, neutral_shift
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.smallscales import SmallScales, Spectrum
@@ -51,6 +53,12 @@ class VAEDust(pysm3.Model):
         ``"default"``, ``"octave"``, ``"thorne2021"``, or the model card of your own training.
     seed : int
         Which sky.
+    towards : int, optional
+        Seed of another sky, to which a path of skies leads. Each of them has the statistics of all
+        skies: their latents are turned from one's to the other's, as
+        :class:`pysm_vae.sky.canvas.Between` says.
+    fraction : float
+        How far along that path: 0 for the one sky, 1 for the other, to the last bit.
     beta : float, path or Quantity
         Spectral index of the dust: one number or a HEALPix map (RING, Galactic).
     temperature : float, str, path or Quantity
@@ -80,6 +88,24 @@ class VAEDust(pysm3.Model):
         The small scales' spectra; see :class:`pysm_vae.sky.smallscales.Spectrum`.
     split : (float, float)
         Multipoles between which the template hands over to the small scales.
+    constrain : str, path, Quantity or ndarray of shape (npix,), optional
+        A map of intensity that the sky follows where it is observed: a HEALPix FITS file in any
+        ordering and coordinates, of all of the sky or a part, or an array (RING, Galactic; NaN or
+        UNSEEN where there are no data). Elsewhere the sky is left as it is, to the last bit; the
+        map takes over within two degrees inside of the
+        boundary (where it differs from the template on large scales, within up to ten), without a
+        seam. What it does not resolve, or loses in its noise, stays random. Q and U keep their
+        fractions of the intensity. See :mod:`pysm_vae.sky.constraint`.
+    constrain_mask : str, path or ndarray of shape (npix,), optional
+        Where: a disc (``"120,-30,5"``: Galactic longitude, latitude, radius in degrees), a FITS
+        mask, or an array; by default wherever the map has a value.
+    constrain_noise : float, str or Quantity
+        Standard deviation of the noise of its pixels: as a part of the intensity, or in a unit.
+    constrain_fwhm : float, str or Quantity
+        Its beam, in arcmin if it has no unit.
+    constrain_unit : str, optional
+        Its unit, if the header says none or another one; ``"relative"`` for what is but
+        proportional to the intensity. A brightness is that at ``freq_ref``.
     progress : callable, optional
         Told (charts drawn, charts in all) during the draw. Python only.
 
@@ -91,6 +117,8 @@ class VAEDust(pysm3.Model):
         Spectral index and temperature; float32 maps where small scales were added.
     freq_ref_I, freq_ref_P : Quantity
         Reference frequencies, GHz.
+    constraint : pysm_vae.sky.constraint.Constraint or None
+        What makes it follow a map.
     lmax : float
         Multipole up to which the small scales keep their spectrum: 1.9 nside, or less where the
         weights' patches end.
@@ -109,6 +137,8 @@ class VAEDust(pysm3.Model):
         template: str | Path | u.Quantity = "embedded",
         weights: str | Path = "default",
         seed: int = 0,
+        towards: int | None = None,
+        fraction: float = 0.0,
         beta: float | str | Path | u.Quantity = BETA,
         temperature: float | str | Path | u.Quantity = TEMPERATURE,
         beta_scatter: float = 0.0,
@@ -126,12 +156,18 @@ class VAEDust(pysm3.Model):
         te_slope: float = Spectrum.te_slope,
         amplitude: float = Spectrum.amplitude,
         split: tuple[float, float] = SPLIT,
+        constrain: str | Path | u.Quantity | np.ndarray | None = None,
+        constrain_mask: str | Path | np.ndarray | None = None,
+        constrain_noise: float | str | u.Quantity = 0.01,
+        constrain_fwhm: float | str | u.Quantity = 0.0,
+        constrain_unit: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         nside = _whole("nside", nside, 1)
         if not hp.isnsideok(nside, nest=True):
             raise ValueError(f"nside must be a power of two, not {nside}")
         seed = _whole("seed", seed, 0) + (0 if num is None else _whole("num", num, 0))
+        place = _place(seed, towards, fraction)
         if not isinstance(polarised, bool):
             raise TypeError(f"polarised must be true or false, not {polarised!r}")
         split = _split(split)
@@ -162,7 +198,7 @@ class VAEDust(pysm3.Model):
         if scatter.any():
             parameters = ParameterScales(
                 generator,
-                seed=seed
+                seed=place
                 if parameter_seed is None
                 else _whole("parameter_seed", parameter_seed, 0),
                 nside=nside,
@@ -170,9 +206,26 @@ class VAEDust(pysm3.Model):
                 split=split,
             )
         self.template: Template = load_template(template, freq_ref=self.freq_ref_I, split=split)
-        small = SmallScales(
-            generator, self.template, seed=seed, nside=nside, spectrum=spectrum, split=split
-        )
+        self.constraint: Constraint | None = None
+        if constrain is not None:
+            self.constraint = load_constraint(
+                constrain,
+                self.template,
+                mask=constrain_mask,
+                noise=constrain_noise,
+                fwhm=constrain_fwhm,
+                unit=constrain_unit,
+                freq_ref=self.freq_ref_I,
+            )
+        elif constrain_mask is not None or constrain_unit is not None:
+            raise ValueError("constrain_mask and constrain_unit are of a map: give constrain, too")
+
+        def small_scales(nside: int) -> SmallScales:
+            return SmallScales(
+                generator, self.template, seed=place, nside=nside, spectrum=spectrum, split=split
+            )
+
+        small = small_scales(nside)
         self.lmax = small.lmax
         if self.lmax < 1.5 * nside:
             log.warning(
@@ -183,7 +236,16 @@ class VAEDust(pysm3.Model):
             )
         # Half the memory; the emission is computed, and returned, in double precision.
         stages = _stages(progress, 1 if parameters is None else 2)
-        self._reference = from_log_pol_tens(small.draw(pixels, stages[0]))
+        fields = small.draw(pixels, stages[0])
+        if self.constraint is not None:
+            self.constraint.add(
+                fields,
+                nside=nside,
+                pixels=pixels,
+                seed=place,
+                draw=lambda level, where: small_scales(level).draw(where),
+            )
+        self._reference = from_log_pol_tens(fields)
         if not polarised:
             self._reference[1:] = 0.0
         if parameters is not None:
@@ -298,6 +360,25 @@ def _whole(name: str, value: Any, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
     return int(value)
+
+
+def _place(seed: int, towards: Any, fraction: Any) -> int | Between:
+    """The sky of a seed, or one on the path to another seed's."""
+    number = isinstance(fraction, int | float | np.number) and not isinstance(fraction, bool)
+    if not (number and 0 <= fraction <= 1):
+        raise ValueError(f"fraction must lie between 0 and 1, not {fraction!r}")
+    if towards is None:
+        if fraction:
+            raise ValueError(
+                f"fraction={fraction} is the place on the path to another sky: give its seed, "
+                "towards, too"
+            )
+        return seed
+    towards = _whole("towards", towards, 0)
+    # On the way to itself a sky would lose its scale: its latents are not independent of its own.
+    if fraction == 0 or towards == seed:
+        return seed
+    return towards if fraction == 1 else Between(seed, towards, float(fraction))
 
 
 def _scatter(name: str, value: Any, unit: str, room: u.Quantity) -> np.float32:

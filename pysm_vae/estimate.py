@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,19 @@ def estimate(
     a_pixel = max(0.0, drawn[1] - drawn[0]) / max(1, many - few)
     a_chart = max(0.0, drawn[0] - few * a_pixel) / charts
     _, model = _draw(order, discs[1][0])
+    constrained = _constrained(order, model)
     channels, written = _channels(order, model, discs[1][0])
 
     touched = tiling.ntiles if order.pixels is None else _touched(order, tiling, order.pixels)
     each = a_chart * touched + order.npix * (a_pixel + (channels + written) / many)
-    each += PICTURE_SECONDS if order.figure else 0.0
+    each += constrained + (PICTURE_SECONDS if order.figure else 0.0)
     held = _held()
     how = (
         f"drew {few} and {many} pixels of nside {order.nside} here and now, in {drawn[0]:.2g} s "
         f"and {drawn[1]:.2g} s ({charts} charts; the sky has {tiling.ntiles}), scaled them in "
         f"frequency in {channels:.2g} s and wrote them to {tempfile.gettempdir()} in "
         f"{written:.2g} s"
+        f"{f'; following a map takes {constrained:.2g} s' if constrained else ''}"
         f"{f'; a picture takes {PICTURE_SECONDS:g} s' if order.figure else ''}. Memory is what "
         f"this process held at the most, and {PIXEL_BYTES} bytes a pixel"
     )
@@ -190,6 +192,20 @@ def _draw(order: Order, pixels: np.ndarray) -> tuple[float, VAEDust]:
     dist = pysm3.MapDistribution(pixel_indices=pixels)
     model = VAEDust(order.nside, seed=0, map_dist=dist, **order.parameters)
     return time.perf_counter() - start, model
+
+
+def _constrained(order: Order, model: VAEDust) -> float:
+    """Seconds that it takes to have a sky follow a map, above those for the sky."""
+    if model.constraint is None:
+        return 0.0
+    footprint = model.constraint.footprint
+    # One of its pixels is as dear as all: the discs above may have none.
+    pixels = footprint.pixels(order.nside)
+    vectors = np.array(hp.pix2vec(order.nside, pixels))
+    place = pixels[[np.argmax(footprint.distance(vectors, 1.0))]]
+    bare = {k: v for k, v in order.parameters.items() if not k.startswith("constrain")}
+    followed, plain = (_draw(each, place)[0] for each in (order, replace(order, parameters=bare)))
+    return max(0.0, followed - plain)
 
 
 def _channels(order: Order, model: VAEDust, pixels: np.ndarray) -> tuple[float, float]:

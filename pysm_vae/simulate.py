@@ -29,6 +29,7 @@ from pysm_vae.region import region_pixels
 from pysm_vae.registration import presets
 from pysm_vae.sky.templates import load_template, pysm_presets
 from pysm_vae.vae.generator import load_generator
+from pysm_vae.vae.patches import tangent_grid
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -355,6 +356,74 @@ def make(
     return order.files(seed)
 
 
+def path_between(
+    first: int,
+    second: int,
+    *,
+    frames: int = 25,
+    nside: int = 256,
+    field: tuple[float, float, float] = (110.0, -38.0, 20.0),
+    weights: str | Path = "default",
+    size: int = 128,
+) -> np.ndarray:
+    """Draw a field of the skies between two, with both of them.
+
+    Parameters
+    ----------
+    first, second : int
+        Their seeds; see ``towards`` of :class:`~pysm_vae.dust.VAEDust`.
+    frames : int
+        Skies of the path, two or more.
+    nside : int
+        HEALPix resolution.
+    field : (float, float, float)
+        Galactic longitude, latitude and side, degrees.
+    weights : str or path
+        As :class:`~pysm_vae.dust.VAEDust`.
+    size : int
+        Pixels a side of a frame.
+
+    Returns
+    -------
+    ndarray, float32, shape (frames, size, size)
+        Natural logarithm of the intensity in µK_RJ on a tangent plane, interpolated between the
+        skies' pixels.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer frames, or the field or another argument cannot be used.
+    """
+    lon, lat, side = field
+    if frames < 2:
+        raise ValueError(f"frames={frames}: a path has two or more")
+    if not (np.isfinite(lon) and abs(lat) <= 90 and 0 < side <= 90):
+        raise ValueError(
+            f"field {field!r}: give longitude, latitude and side in degrees, with a latitude from "
+            "-90 to 90 and a side of at most 90"
+        )
+    if not hp.isnsideok(nside, nest=True):
+        raise ValueError(f"nside must be a power of two, not {nside}")
+    directions = tangent_grid(lon, lat, size, 60 * side / size)
+    places, shares = hp.get_interp_weights(nside, *map(np.ravel, directions), lonlat=True)
+    pixels, places = np.unique(places, return_inverse=True)
+    # The shape of the inverse differs between versions of numpy.
+    places = places.reshape(shares.shape)
+    path = np.empty((frames, size, size), np.float32)
+    for frame, fraction in zip(path, np.linspace(0, 1, frames), strict=True):
+        sky = VAEDust(
+            nside,
+            seed=first,
+            towards=second,
+            fraction=float(fraction),
+            weights=weights,
+            polarised=False,
+            map_dist=pysm3.MapDistribution(pixels),
+        )
+        frame[:] = (shares * np.log(sky.I_ref.value)[places]).sum(axis=0).reshape(size, size)
+    return path
+
+
 def check_seed(seed: int) -> None:
     """Refuse what is no seed of a sky."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
@@ -416,6 +485,8 @@ def _identity(value: Any) -> Any:
     """What a parameter is known again by: of files and arrays, the content."""
     if isinstance(value, u.Quantity):
         return [str(value.unit), _digest(np.ascontiguousarray(value.value).tobytes())]
+    if isinstance(value, np.ndarray):
+        return _digest(np.ascontiguousarray(value).tobytes())
     if isinstance(value, str | Path) and Path(value).is_file():
         return _digest(Path(value).read_bytes())
     return value

@@ -43,6 +43,7 @@ class QuickDust:
         if progress is not None:
             progress(12, 12)
         self.nside, self.seed, self.lmax, self.pixels = nside, seed, 1.9 * nside, pixels
+        self.constraint = None
         self.generator, self.template = load_generator(), embedded_template()
         self.freq_ref_I, self.freq_ref_P = 353 * u.GHz, 353 * u.GHz
         self.mbb_index, self.mbb_temperature = u.Quantity(1.5), 20 * u.K

@@ -10,7 +10,7 @@ import pytest
 from synthetic import make_generator
 
 from pysm_vae.sky import canvas as module
-from pysm_vae.sky.canvas import Canvas, mosaic
+from pysm_vae.sky.canvas import Between, Canvas, mosaic, seeded_latents
 from pysm_vae.sky.tiling import CELLS
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
 
@@ -212,3 +212,40 @@ def test_mosaics_windows_have_squares_that_sum_to_one(monkeypatch):
         assert window.max() == pytest.approx(1, abs=1e-3)
         total = total + window**2
     np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+class TestBetween:
+    """The path from one sky's latents to another's."""
+
+    @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.8])
+    def test_latents_stay_standard_normal(self, fraction):
+        places = [(0, 0, 1, row, 0) for row in range(200)]
+        first, second, found = (
+            seeded_latents([(20, 20, 2)], places, seed)[0]
+            for seed in (3, 4, Between(3, 4, fraction))
+        )
+        angle = np.pi * fraction / 2
+        np.testing.assert_allclose(found, np.cos(angle) * first + np.sin(angle) * second, atol=1e-6)
+        assert found.std() == pytest.approx(1, abs=0.01)
+        assert found.mean() == pytest.approx(0, abs=0.01)
+
+    def test_every_field_of_a_chart_is_on_the_path(self, tiny):
+        ends = [list(Canvas(tiny, 3, seed).draw(2)) for seed in (7, 8)]
+        way = [list(Canvas(tiny, 3, Between(7, 8, t)).draw(2)) for t in (0.01, 0.5, 0.99)]
+        for octave in range(2):
+            apart = [
+                [np.std(fields[octave] - end[octave], axis=(1, 2)) for end in ends]
+                for fields in way
+            ]
+            free = np.std(ends[0][octave] - ends[1][octave], axis=(1, 2))
+            assert (apart[0][0] < 0.1 * free).all()
+            assert (apart[2][1] < 0.1 * free).all()
+            for each in apart[1]:
+                np.testing.assert_allclose(
+                    each, np.sqrt(2 - np.sqrt(2)) / np.sqrt(2) * free, rtol=0.2
+                )
+
+    def test_patches_of_fixed_size(self):
+        first, other, middle = (mosaic(Patches(), 1, seed) for seed in (5, 6, Between(5, 6, 0.5)))
+        # They show their latents as they are.
+        np.testing.assert_allclose(middle, (first + other) / np.sqrt(2), atol=1e-5)

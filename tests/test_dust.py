@@ -13,10 +13,14 @@ import pysm3
 import pysm3.units as u
 import pytest
 import toml
+from typer.testing import CliRunner
 
 from pysm_vae import VAEDust
-from pysm_vae.dust import BETA, TEMPERATURE
+from pysm_vae.cli import app
+from pysm_vae.dust import BETA, TEMPERATURE, _place
+from pysm_vae.simulate import path_between
 from pysm_vae.sky.calibration import latitude_mask
+from pysm_vae.sky.canvas import Between
 from pysm_vae.sky.templates import load_template
 
 FREQUENCIES = (95, 150, 217, 545)
@@ -179,6 +183,66 @@ def test_realisation_numbers_follow_the_seed():
     np.testing.assert_array_equal(reference(partial(seed=2, num=3)), reference(partial(seed=5)))
 
 
+def test_the_path_between_two_seeds():
+    """It begins and ends with their skies, to the last bit, and leaves neither at once."""
+    first, other = (partial(seed=seed, beta_scatter=0.03) for seed in (2, 5))
+    end, near = (partial(seed=2, towards=5, fraction=t, beta_scatter=0.03) for t in (1, 0.01))
+    np.testing.assert_array_equal(reference(end), reference(other))
+    np.testing.assert_array_equal(end.mbb_index, other.mbb_index)
+    for a, b, c in (
+        [np.log(sky.I_ref.value) for sky in (near, first, other)],
+        [sky.mbb_index.value for sky in (near, first, other)],
+    ):
+        assert 0 < np.std(a - b) < 0.1 * np.std(c - b)
+
+
+def test_a_path_is_animated(tmp_path):
+    out = tmp_path / "path.npy"
+    command = ["interpolate", "2", "5", "--frames", "2", "--nside", "32", "--zoom", "40,50,6"]
+    done = CliRunner().invoke(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    found = np.load(out)
+    assert found.shape == (2, 128, 128)
+    centre = hp.ang2pix(32, 40, 50, lonlat=True)
+    for frame, seed in zip(found, (2, 5), strict=True):
+        sky = partial(seed=seed, polarised=False)
+        near = sky.I_ref.value[np.isin(PARTIAL, [centre, *hp.get_all_neighbours(32, centre)])]
+        assert np.log(near.min()) < frame[64, 64] < np.log(near.max())
+    done = CliRunner().invoke(
+        app, [*command, "--out", str(tmp_path / "x.npy"), "--zoom", "0,0,400"]
+    )
+    assert done.exit_code == 2
+    assert "side of at most 90" in done.stderr
+    with pytest.raises(ValueError, match="two or more"):
+        path_between(2, 5, frames=1)
+
+
+def test_the_ends_of_a_path_are_plain_seeds():
+    assert _place(2, None, 0.0) == _place(2, 5, 0) == 2
+    assert _place(2, 5, 1.0) == 5
+    assert _place(2, 5, 0.25) == Between(2, 5, 0.25)
+    # A sky's latents are not independent of themselves.
+    assert _place(2, 2, 0.5) == 2
+
+
+def test_skies_on_the_path_are_skies(skies):
+    """Variance and spectra in the middle are within the scatter of seeds."""
+    mask, ell = latitude_mask(256), np.arange(385)
+    middle = VAEDust(256, seed=0, towards=1, fraction=0.5)
+    found = [spectra(reference(sky), mask, 384) * (2 * ell + 1) for sky in (*skies, middle)]
+    for low, high in ((110, 170), (170, 250), (250, 384)):
+        a, b, between = (cls[:3, low:high].sum(axis=1) for cls in found)
+        # Two seeds differ by about this much; skies that are averaged would have half.
+        np.testing.assert_allclose(between, (a + b) / 2, rtol=0.15)
+    cross = [
+        hp.alm2cl(*(hp.map2alm(reference(sky)[0] * mask, lmax=384) for sky in pair))
+        for pair in ((middle, skies[0]), (middle, skies[1]))
+    ]
+    for each, end in zip(cross, found, strict=False):
+        share = (each * (2 * ell + 1) / np.mean(mask**2))[150:].sum() / end[0, 150:].sum()
+        assert 0.4 < share < 0.9
+
+
 def test_seeds_share_the_large_scales_only(skies, template):
     mask = latitude_mask(256)
     first, second = (
@@ -302,6 +366,10 @@ def test_the_papers_network_makes_a_sky():
         ({"nside": 64.0}, ValueError, "nside"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": 1.5}, ValueError, "seed"),
+        ({"towards": -1, "fraction": 0.5}, ValueError, "towards"),
+        ({"towards": 3, "fraction": 1.5}, ValueError, "fraction"),
+        ({"towards": 3, "fraction": "half"}, ValueError, "fraction"),
+        ({"fraction": 0.5}, ValueError, "give its seed"),
         ({"freq_ref": "353 K"}, ValueError, "freq_ref"),
         ({"freq_ref": "many"}, ValueError, "freq_ref"),
         ({"beta": np.nan}, ValueError, "beta"),

@@ -8,6 +8,7 @@ import urllib.error
 from itertools import pairwise
 from pathlib import Path
 
+import ducc0
 import healpy as hp
 import numpy as np
 import pysm3
@@ -423,3 +424,17 @@ def test_script_rebuilds_the_shipped_file(tmp_path):
         assert difference.max() < 1e-5
         summaries = [json.loads(str(f["provenance"]))["summary"] for f in (rebuilt, shipped)]
         assert summaries[0] == summaries[1]
+
+
+def test_fields_do_not_depend_on_the_number_of_threads():
+    template = embedded_template()
+    place = hp.pix2ang(64, np.arange(12 * 64**2))
+    threads = ducc0.misc.thread_pool_size()
+    found = []
+    try:
+        for number in (1, 2):
+            ducc0.misc.resize_thread_pool(number)
+            found.append(template.fields(*place))
+    finally:
+        ducc0.misc.resize_thread_pool(threads)
+    np.testing.assert_array_equal(*found)

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import typer
 
 from pysm_vae.cli.app import Debug, app, progress_bars, reported, without_native_notes
+from pysm_vae.cli.sky import parse_zoom
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,22 +133,47 @@ def impute(
 
 @app.command()
 def interpolate(
-    first: Annotated[Path, typer.Argument(help=_PATCH)],
-    second: Annotated[Path, typer.Argument(help="Another one of the same size.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="FILE|SEED", help=f"{_PATCH} Or a sky, by its seed.")
+    ],
+    second: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|SEED", help="Another one of the same size, or another sky."),
+    ],
     out: Annotated[Path, typer.Option(help="The animation, .gif, or its frames, .npy.")],
     frames: Annotated[int, typer.Option(min=2, help="Patches of the path.")] = 25,
     linear: Linear = False,
     environment: Environment = None,
     weights: Weights = "default",
     seed: Seed = 0,
+    nside: Annotated[int, typer.Option(help="HEALPix resolution of skies.")] = 256,
+    zoom: Annotated[
+        str, typer.Option(metavar="LON,LAT,SIDE", help="Field of skies, degrees.")
+    ] = "110,-38,20",
     debug: Debug = False,
 ) -> None:
-    """Go from one patch to another through patches that could be sky.
+    """Go from one patch to another through patches that could be sky; or from sky to sky.
 
     `pysm-vae interpolate taurus.npy chamaeleon.npy --out path.gif`
+
+    `pysm-vae interpolate 3 8 --out skies.gif`
     """
     with reported(debug):
         _check_out(out, ".gif", ".npy")
+        if all(str(end).isdecimal() and not end.exists() for end in (first, second)):
+            with without_native_notes(debug):
+                from pysm_vae.simulate import path_between
+
+                path = path_between(
+                    int(str(first)),
+                    int(str(second)),
+                    frames=frames,
+                    nside=nside,
+                    field=parse_zoom(zoom),
+                    weights=weights,
+                )
+            _write_path(out, path)
+            return
         ends = [read_patch(path, linear) for path in (first, second)]
         if ends[0].shape != ends[1].shape:
             raise ValueError(f"patches of {len(ends[0])} and {len(ends[1])} pixels have no path")
@@ -156,15 +182,10 @@ def interpolate(
         from pysm_vae.vae.generator import load_generator
         from pysm_vae.vae.inference import PatchModel
         from pysm_vae.vae.interpolation import interpolate as run
-        from pysm_vae.vae.interpolation import write_animation
 
         model = PatchModel(load_generator(weights), len(ends[0]), environment=environment)
         path = run(model, ends[0], ends[1], frames=frames, seed=seed)
-        if out.suffix.lower() == ".gif":
-            write_animation(path, out)
-        else:
-            _write_array(out, path)
-        typer.echo(f"{out}: {frames} frames")
+        _write_path(out, path)
 
 
 def read_patch(path: Path, linear: bool = False) -> np.ndarray:
@@ -258,6 +279,16 @@ def _check_out(out: Path, *suffixes: str) -> None:
         raise ValueError(f"--out {str(out)!r}: name a file that ends in {' or '.join(suffixes)}")
     if not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"--out {str(out)!r}: there is no folder to write it to")
+
+
+def _write_path(out: Path, path: np.ndarray) -> None:
+    from pysm_vae.vae.interpolation import write_animation
+
+    if out.suffix.lower() == ".gif":
+        write_animation(path, out)
+    else:
+        _write_array(out, path)
+    typer.echo(f"{out}: {len(path)} frames")
 
 
 def _write_array(path: Path, array: Any) -> None:

@@ -7,7 +7,8 @@ where it is wanted, and each block is the same whatever else is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +26,53 @@ SMALL_FROM = 5
 FIELDS = ("T", "E", "B", "beta", "temperature")
 
 
+@dataclass(frozen=True)
+class Between:
+    r"""A sky on the path from one seed's to another's.
+
+    Its latents are :math:`\cos(\pi t/2)\,a + \sin(\pi t/2)\,b` of theirs: standard normal as both
+    are, all along, since they are independent.
+
+    Parameters
+    ----------
+    first, second : int
+        The seeds, different ones.
+    fraction : float
+        t, above 0 and below 1: the path's ends are skies of plain seeds.
+    """
+
+    first: int
+    second: int
+    fraction: float
+
+
+def seeded_latents(
+    shapes: Sequence[tuple[int, ...]], places: Sequence[tuple[int, ...]], seed: int | Between
+) -> list[np.ndarray]:
+    """Draw standard normal latents of a sky.
+
+    Parameters
+    ----------
+    shapes : sequence of tuple
+        As :func:`pysm_vae.vae.generator.draw_latents`.
+    places : sequence of tuple of int
+        What, with the seed, each is keyed by.
+    seed : int or Between
+        Of the sky.
+
+    Returns
+    -------
+    list of ndarray, float32, each (len(places), *shape)
+    """
+    if isinstance(seed, Between):
+        angle = 0.5 * np.pi * seed.fraction
+        first, second = (seeded_latents(shapes, places, s) for s in (seed.first, seed.second))
+        cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        return [cosine * a + sine * b for a, b in zip(first, second, strict=True)]
+    # A seed may take more than a word, and zeros at the end do not count: so it comes last.
+    return draw_latents(shapes, [(*place, seed) for place in places])
+
+
 class Canvas:
     """Some fields of one chart.
 
@@ -34,7 +82,7 @@ class Canvas:
         Draws them.
     tile : int
         Number of the chart.
-    seed : int
+    seed : int or Between
         Of the sky. With the chart, the field and the place, it decides the latents.
     fields : tuple of str
         Which of ``FIELDS``.
@@ -51,7 +99,7 @@ class Canvas:
         self,
         generator: Generator,
         tile: int,
-        seed: int,
+        seed: int | Between,
         *,
         fields: tuple[str, ...] = FIELDS[:3],
         offset: np.ndarray | None = None,
@@ -95,7 +143,7 @@ class Canvas:
             yield field
 
     def _coarsest(self) -> np.ndarray:
-        white = draw_latents([(CELLS, CELLS)], self._keys(0, 0, 0))[0]
+        white = seeded_latents([(CELLS, CELLS)], self._places(0, 0, 0), self.seed)[0]
         field = self.generator.coarse_plane(white)
         for each in field[: self._conditioned]:
             if self._gain is not None:
@@ -104,10 +152,8 @@ class Canvas:
                 each += self._offset
         return field
 
-    def _keys(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
-        # A seed may take more than a word, and zeros at the end do not count: so it comes last.
-        place = octave, row, column, self.seed
-        return [(self.tile, FIELDS.index(name), *place) for name in self.fields]
+    def _places(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
+        return [(self.tile, FIELDS.index(name), octave, row, column) for name in self.fields]
 
     def _refine(self, field: np.ndarray, level: int, blocks: np.ndarray) -> np.ndarray:
         """One octave more, in the blocks that are needed."""
@@ -123,7 +169,8 @@ class Canvas:
             latents = np.zeros((number, block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
             for i, j in _around((row, column), reach, block, len(blocks)):
                 if (i, j) not in drawn:
-                    drawn[i, j] = draw_latents([shape], self._keys(level + 1, i, j))[0]
+                    keys = self._places(level + 1, i, j)
+                    drawn[i, j] = seeded_latents([shape], keys, self.seed)[0]
                 _paste(latents, drawn[i, j], (i * block, j * block), places, reach)
             coarse = np.zeros(latents.shape[:-1], np.float32)
             _paste(coarse[..., None], field[..., None], (0, 0), places, reach)
@@ -138,7 +185,7 @@ class Canvas:
 
 
 def mosaic(
-    generator: Generator, tile: int, seed: int, fields: tuple[str, ...] = FIELDS[:3]
+    generator: Generator, tile: int, seed: int | Between, fields: tuple[str, ...] = FIELDS[:3]
 ) -> np.ndarray:
     """Some fields of one chart, of patches whose size is fixed.
 
@@ -164,9 +211,8 @@ def mosaic(
     shapes = generator.latent_shapes()
     for number, name in enumerate(fields):
         for row, y in enumerate(starts):
-            place = [(row, column, seed) for column in range(len(starts))]
-            keys = [(tile, FIELDS.index(name), *each) for each in place]
-            patches = generator.decode(draw_latents(shapes, keys))
+            places = [(tile, FIELDS.index(name), row, column) for column in range(len(starts))]
+            patches = generator.decode(seeded_latents(shapes, places, seed))
             for x, patch in zip(starts, patches, strict=True):
                 rows = slice(y + step, y + step + generator.size)
                 field[number, rows, x + step : x + step + generator.size] += window * patch

@@ -18,7 +18,7 @@ from pysm_vae.sky.calibration import (
     latitude_weight,
     pattern_power,
 )
-from pysm_vae.sky.canvas import Canvas
+from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
@@ -158,7 +158,7 @@ class Ground:
         """
         return np.exp(np.polyval(self._excess, np.log(np.clip(ell, *EXCESS_ELL) / PIVOT)))
 
-    def canvas(self, tile: int, seed: int, conditioned: int = 1) -> Canvas:
+    def canvas(self, tile: int, seed: int | Between, conditioned: int = 1) -> Canvas:
         """What draws the fields of one chart: T, or the first few of them, for the template.
 
         The template lacks power above the split, and a network that is given too smooth a map draws

@@ -14,6 +14,7 @@ import pysm3.units as u
 from scipy.integrate import quad
 
 from pysm_vae.sky.calibration import PIVOT
+from pysm_vae.sky.canvas import Between
 from pysm_vae.sky.patterns import Patterns
 from pysm_vae.sky.planes import Plane, Spectra
 from pysm_vae.sky.sed import emission
@@ -39,7 +40,7 @@ class ParameterScales(Patterns):
     ----------
     generator : Generator
         What draws them; as for no template, as nothing in a template says how β and T vary.
-    seed : int
+    seed : int or Between
         With the weights, it decides the fluctuations.
     nside : int
         Of the pixels.
@@ -60,7 +61,7 @@ class ParameterScales(Patterns):
         self,
         generator: Generator,
         *,
-        seed: int,
+        seed: int | Between,
         nside: int,
         slope: float,
         split: tuple[float, float] = SPLIT,

@@ -14,7 +14,7 @@ import healpy as hp
 import numpy as np
 import scipy.ndimage
 
-from pysm_vae.sky.canvas import Canvas, mosaic
+from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
@@ -36,7 +36,7 @@ class Patterns(ABC):
         What draws them.
     tiling : Tiling
         The charts.
-    seed : int
+    seed : int or Between
         With the weights, it decides the patterns.
     nside : int
         Of the pixels; decides how fine the charts' grids must be, not what they show.
@@ -56,7 +56,7 @@ class Patterns(ABC):
     fields: tuple[str, ...]
 
     def __init__(
-        self, generator: Generator, tiling: Tiling, *, seed: int, nside: int, slope: float
+        self, generator: Generator, tiling: Tiling, *, seed: int | Between, nside: int, slope: float
     ) -> None:
         self.generator = generator
         self.tiling = tiling

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from pysm_vae.sky.calibration import Spectrum
-from pysm_vae.sky.canvas import Canvas
+from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.ground import BRIGHTEST, shared_ground
 from pysm_vae.sky.largescales import spline
 from pysm_vae.sky.patterns import Patterns
@@ -36,7 +36,7 @@ class SmallScales(Patterns):
         What draws them.
     template : Template
         The large scales; a conditional generator draws T for them.
-    seed : int
+    seed : int or Between
         With the weights and the template, it decides the sky.
     nside : int
         Of the pixels.
@@ -53,7 +53,7 @@ class SmallScales(Patterns):
         generator: Generator,
         template: Template,
         *,
-        seed: int,
+        seed: int | Between,
         nside: int,
         spectrum: Spectrum | None = None,
         split: tuple[float, float] = SPLIT,

@@ -244,25 +244,9 @@ class Template:
         phi = np.atleast_1d(np.asarray(phi, dtype=np.float64))
         if theta.ndim != 1 or theta.shape != phi.shape:
             raise ValueError(f"theta {theta.shape} and phi {phi.shape} must be one list each")
-        result = np.empty((3, theta.size))
-        for start in range(0, theta.size, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            loc = np.stack([theta[part], phi[part]], axis=1)
-            for rows, spin in _SPINS:
-                result[rows, part] = ducc0.sht.synthesis_general(
-                    alm=self.alm[rows],
-                    loc=loc,
-                    spin=spin,
-                    lmax=self.lmax,
-                    # Left to itself, ducc chooses grid and kernel by the number of positions, and
-                    # a pixel's value would depend on how many others are asked for.
-                    sigma_min=2.0,
-                    sigma_max=2.0,
-                    # As fast as 1e-7 at these few multipoles.
-                    epsilon=1e-11,
-                    nthreads=0,
-                )
-        return result
+        return np.concatenate(
+            [evaluated(self.alm[rows], spin, theta, phi) for rows, spin in _SPINS]
+        )
 
     def maps(self, nside: int) -> np.ndarray:
         """I, Q, U of the large scales on a full sky.
@@ -372,6 +356,45 @@ class Template:
         return cls(name=name, alm=fields_alm, freq_ref=freq_ref, provenance=provenance)
 
 
+def evaluated(alm: np.ndarray, spin: int, theta: np.ndarray, phi: np.ndarray) -> np.ndarray:
+    """Field of harmonic coefficients at any positions.
+
+    A position's values do not depend, to the last bit, on which others are asked for.
+
+    Parameters
+    ----------
+    alm : ndarray, shape (1, nalm) or (2, nalm)
+        HEALPix order; two for spin 2.
+    spin : int
+        0 or 2.
+    theta, phi : ndarray, shape (n,)
+        Colatitude and longitude in radians.
+
+    Returns
+    -------
+    ndarray, shape (1, n) or (2, n)
+        Accurate to 1e-10 of its range.
+    """
+    result = np.empty((len(alm), theta.size))
+    for start in range(0, theta.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        result[:, part] = ducc0.sht.synthesis_general(
+            alm=alm,
+            loc=np.stack([theta[part], phi[part]], axis=1),
+            spin=spin,
+            lmax=hp.Alm.getlmax(alm.shape[1]),
+            # Left to itself, ducc chooses grid and kernel by the number of positions, and a
+            # pixel's value would depend on how many others are asked for.
+            sigma_min=2.0,
+            sigma_max=2.0,
+            # As fast as 1e-7 at these few multipoles.
+            epsilon=1e-11,
+            # With two threads, which transform the grid in other groups, it has other last bits.
+            nthreads=1,
+        )
+    return result
+
+
 def _nside_for(lmax: int) -> int:
     return 1 << int(np.ceil(np.log2((lmax + 1) / 3)))
 
@@ -459,7 +482,7 @@ def load_template(
     split = low, high
     if isinstance(spec, u.Quantity):
         return Template.from_maps(
-            _to_uK_RJ(spec, freq_ref),
+            to_uK_RJ(spec, freq_ref),
             name="in-memory map",
             split=split,
             freq_ref=freq_ref,
@@ -588,14 +611,8 @@ def _from_file(
     rows = []
     maps = hp.reorder(read.maps, n2r=True) if read.nest else read.maps
     for number, (row, text) in enumerate(zip(maps, read.units, strict=True), start=1):
-        # The Planck archive writes K_CMB in several ways.
-        text = text.strip().replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB")
         try:
-            unit = u.Unit(text)
-        except ValueError:
-            unit = u.dimensionless_unscaled
-        try:
-            rows.append(_to_uK_RJ(u.Quantity(row, unit), freq_ref))
+            rows.append(to_uK_RJ(u.Quantity(row, map_unit(text)), freq_ref))
         except u.UnitsError as error:
             key = f"TUNIT{number}"
             raise ValueError(f"template {str(path)!r}, {key} = {text!r}: {error}") from error
@@ -618,13 +635,38 @@ def _from_file(
     )
 
 
-def _to_uK_RJ(maps: u.Quantity, freq_ref: u.Quantity) -> np.ndarray:
+def map_unit(text: str) -> u.UnitBase:
+    """Unit that a FITS header says; none if it is no unit."""
+    try:
+        # The Planck archive writes K_CMB in several ways.
+        return u.Unit(text.strip().replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB"))
+    except ValueError:
+        return u.dimensionless_unscaled
+
+
+def to_uK_RJ(maps: u.Quantity, freq_ref: u.Quantity, what: str = "a template") -> np.ndarray:
+    """Maps of brightness in µK_RJ.
+
+    Parameters
+    ----------
+    maps : Quantity
+        In K_CMB, K_RJ or MJy/sr, or multiples of these; any shape.
+    freq_ref : Quantity
+        Their frequency.
+    what : str
+        What messages call them.
+
+    Raises
+    ------
+    UnitConversionError
+        If the unit is no brightness.
+    """
     # A plain K is no brightness: astropy might let it pass for any of the two temperatures.
     if maps.unit.physical_type == "temperature" or not maps.unit.is_equivalent(
         u.uK_RJ, equivalencies=u.cmb_equivalencies(freq_ref)
     ):
         raise u.UnitConversionError(
-            f"the unit of a template must be K_CMB, K_RJ or MJy/sr (or a multiple, such as uK_RJ), "
+            f"the unit of {what} must be K_CMB, K_RJ or MJy/sr (or a multiple, such as uK_RJ), "
             f"not {str(maps.unit) or 'none'!r}. Multiply the map by its unit, or set TUNIT1-3 in "
             "its header."
         )
