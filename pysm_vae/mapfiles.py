@@ -344,6 +344,9 @@ def _healpix(table: fits.BinTableHDU, most: int) -> HealpixFile:
         raise _Fault(f"its columns have {sorted(sizes)} pixels, where all must have as many")
     npix = sizes.pop()
     nside = header.get("NSIDE")
+    if isinstance(nside, str) and nside.strip().isdecimal():
+        # As PySM 2's templates have it.
+        nside = int(nside)
     if nside is None and not partial and hp.isnpixok(npix):
         nside = hp.npix2nside(npix)
     if not isinstance(nside, int) or not hp.isnsideok(nside, nest=True):

@@ -137,6 +137,8 @@ def test_damaged_maps(files, tmp_path, name, reader):
         ({"ORDERING": None}, "ORDERING is ''"),
         ({"ORDERING": 3}, "ORDERING"),
         ({"NSIDE": 32}, "3072 pixels, where NSIDE = 32 has 12288"),
+        # PySM 2 wrote a text.
+        ({"NSIDE": "32"}, "3072 pixels, where NSIDE = 32 has 12288"),
         ({"NSIDE": 8}, "NSIDE = 8"),
         ({"NSIDE": 0}, "NSIDE is 0"),
         ({"NSIDE": -16}, "NSIDE is -16"),
