@@ -468,11 +468,16 @@ class TestTrain:
     def test_one_epoch(self, tmp_path):
         field = write_image(tmp_path / "field.fits")
         out = tmp_path / "mine"
-        result = run(
+        command = (
             "train", "--map", f"{field}@5", "--out", out, "--architecture", "thorne2021",
             "--size", 16, "--epochs", 1, "--patches", 32, "--validation", "field:1",
             "--test", "none",
         )  # fmt: skip
+        told = run(*command, "--dry-run")
+        assert told.exit_code == 0, told.output
+        assert "patches: 32 to train on" in told.stdout
+        assert not out.exists()
+        result = run(*command)
         assert result.exit_code == 0, result.output
         card = out / "thorne2021.json"
         assert f'VAEDust(nside=128, weights="{card}")' in result.stdout

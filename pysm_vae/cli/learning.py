@@ -94,14 +94,14 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the patches [6; thorne2021: 40].")
+        int | None, typer.Option(min=1, help="Passes over the patches [12; thorne2021: 40].")
     ] = None,
     patches: Annotated[
         int | None, typer.Option(min=1, help="Training patches [8000; thorne2021: 4000].")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Patches a step [16].")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Adam's, at the start [0.001; thorne2021: 0.0005].")
+        float | None, typer.Option(help="Adam's, at the start [0.002; thorne2021: 0.0005].")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of patches, weights and draws.")] = 0,
     validation: Annotated[
@@ -127,6 +127,14 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only check everything, and estimate time, memory and disk space from a few "
+            "steps.",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train a network on your own maps.
@@ -135,6 +143,8 @@ def train(
     was killed goes on where it was when the same command is given again.
 
     `pysm-vae train --map gnilc.fits@2.5 --map gnilc.fits@5+10 --min-latitude 15 --out mine`
+
+    With `--dry-run` it tells first what that will take.
 
     Then make maps with `pysm-vae simulate --weights mine/octave.json` and the other options, or
     `VAEDust(weights="mine/octave.json")` in Python.
@@ -162,6 +172,13 @@ def train(
         )
         for part in ("train", "validation", "test"):
             typer.echo(f"{part}: {', '.join(getattr(split, part)) or 'none'}")
+        if dry_run:
+            from pysm_vae.estimate import estimate_training
+
+            with without_native_notes(debug):
+                found = estimate_training(skies, split, out, config)
+            typer.echo(found.text())
+            return
         card = run_training(
             skies, split, out, config, tensorboard=tensorboard, progress=on_terminal()
         )
