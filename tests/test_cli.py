@@ -452,6 +452,13 @@ class TestTrainingMaps:
         with pytest.raises(ValueError, match=r"'one_6arcmin'.*only once"):
             training_maps([MapArgument(one, 6.0), MapArgument(one, 6.0)])
 
+    def test_pixels_far_finer_than_the_map(self, tmp_path, caplog):
+        field = write_image(tmp_path / "field.fits")  # of 5 arcmin
+        training_maps([MapArgument(field, 2.6)])
+        assert not caplog.records
+        training_maps([MapArgument(field, 2.4)])
+        assert "pixels of 5 arcmin: patches of 2.4 arcmin" in caplog.text
+
     def test_latitude_is_for_healpix(self, tmp_path):
         sky = tmp_path / "sky.fits"
         hp.write_map(sky, np.ones(12 * 16**2), coord="G", column_units="MJy/sr", dtype=np.float32)

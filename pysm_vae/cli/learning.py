@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from pysm_vae.stats.report import CandidateSky
     from pysm_vae.vae.training import TrainingConfig, TrainingMap
+
+log = logging.getLogger(__name__)
 
 #: What works for each architecture; options of the command take the place of these.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -54,6 +57,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Half the beam of Planck's dust maps; finer pixels would hold nothing but the beam.
 _PIXEL_SIZE = 2.5
+# Of a map's own pixels; those of finer patches would be interpolated from the same few.
+_FINEST = 0.5
 
 
 class Architecture(str, Enum):
@@ -151,7 +156,12 @@ def train(
     """
     with reported(debug):
         with without_native_notes(debug):
+            import tensorflow
+
             from pysm_vae.vae.training import train as run_training
+
+            # It notes that there is no accelerator when it is first asked for one.
+            tensorflow.config.list_physical_devices("GPU")
         from pysm_vae.vae.patches import split_regions
 
         config = training_config(
@@ -359,7 +369,7 @@ def parse_map(text: str) -> MapArgument:
 def training_maps(
     arguments: Sequence[MapArgument], *, min_latitude: float | None = None
 ) -> list[TrainingMap]:
-    """Read maps to train on.
+    """Read maps to train on; of pixels far finer than a map's own, the log has a warning.
 
     Parameters
     ----------
@@ -393,6 +403,15 @@ def training_maps(
         sky = read_map(each.path, fwhm=each.fwhm, name=name)
         if sky.kind == "healpix":
             sky.min_latitude = min_latitude
+        if each.pixel_size is not None and each.pixel_size < _FINEST * sky.resolution:
+            log.warning(
+                "%s has pixels of %.3g arcmin: patches of %g arcmin a pixel hold little but "
+                "interpolation; @%.2g or more is about right",
+                each.path,
+                sky.resolution,
+                each.pixel_size,
+                sky.resolution,
+            )
         maps.append(
             TrainingMap(
                 sky,
