@@ -320,7 +320,8 @@ def gaussian_alms(roots: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ell, m = hp.Alm.getlm(lmax)
     white = rng.standard_normal((2, len(roots), ell.size))
     white = np.where(m == 0, white[0], (white[0] + 1j * white[1]) / np.sqrt(2))
-    return np.einsum("ijl,jl->il", roots[:, :, ell], white)
+    # healpy 1.17 takes no harmonics that are transposed.
+    return np.einsum("ijl,jl->il", roots[:, :, ell], white, order="C")
 
 
 def gaussian_like(patterns: np.ndarray, lmax: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What making maps will take: time, memory and disk space, from a short measurement."""
+"""What making maps, or a training, will take: time, memory and disk space, from a short trial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import healpy as hp
 import numpy as np
@@ -22,6 +22,10 @@ from pysm_vae.mapfiles import write_map
 from pysm_vae.simulate import Order, check_seed, sky_bytes
 from pysm_vae.sky.tiling import Tiling
 
+if TYPE_CHECKING:
+    from pysm_vae.vae.patches import Split
+    from pysm_vae.vae.training import TrainingConfig, TrainingMap
+
 #: Shares of the sky that are drawn: from two, what a chart costs is told from what a pixel does.
 SHARES = (0.002, 0.03)
 #: Or so many pixels, if the shares are more.
@@ -31,6 +35,13 @@ MOST_PIXELS = (40_000, 600_000)
 PIXEL_BYTES = 3 * (4 + 8 + 4 + 4)
 #: Seconds that a picture takes: 4.4 at nside 128 and 5.1 at 1024, on one core of 2026.
 PICTURE_SECONDS = 5.0
+#: Seconds for the spectra of what was trained: 70 on one core of 2026, of the default network.
+MEASURING_SECONDS = 70.0
+#: Steps of training that are timed, after one that compiles.
+TRIAL_STEPS = 4
+#: Arrays of all training patches that there are at the most: as they are cut, one by one and
+#: together; as those of all maps; and as a tensor.
+PATCH_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -74,15 +85,66 @@ class Estimate:
     def text(self) -> str:
         """All of it, in a few lines."""
         kept = f"; {self.kept} more are there and would be kept" if self.kept else ""
-        full = "" if self.disk <= self.free else ": NOT ENOUGH"
-        memory = "not known on this system" if self.memory is None else _size(self.memory)
         return "\n".join(
             (
                 f"skies: {self.skies}, of {self.maps} maps each at nside {self.nside}{kept}",
                 f"time: {_time(self.seconds)} ({_time(self.start)} to start, "
                 f"{_time(self.each)} a sky)",
-                f"memory: {memory}",
-                f"disk: {_size(self.disk)} of the {_size(self.free)} that are free{full}",
+                *_room(self.memory, self.disk, self.free),
+                f"how: {self.how}",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What is expected of a training.
+
+    Attributes
+    ----------
+    training, validation : int
+        Patches.
+    size : int
+        Their pixels a side.
+    epochs : int
+        At the most; training stops early when nothing improves.
+    start, epoch, end : float
+        Seconds before the first epoch, for each, and for measuring what has been trained.
+    memory : float or None
+        Bytes at the most; None where the system does not tell what this process holds.
+    disk, free : float
+        Bytes of the files that would be made, and that the disk has left.
+    how : str
+        How all this was found.
+    """
+
+    training: int
+    validation: int
+    size: int
+    epochs: int
+    start: float
+    epoch: float
+    end: float
+    memory: float | None
+    disk: float
+    free: float
+    how: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs."""
+        return self.start + self.epochs * self.epoch + self.end
+
+    def text(self) -> str:
+        """All of it, in a few lines."""
+        return "\n".join(
+            (
+                f"patches: {self.training} to train on and {self.validation} to validate, of "
+                f"{self.size} pixels a side",
+                f"time: {_time(self.seconds)} from the beginning ({_time(self.start)} to start, "
+                f"{_time(self.epoch)} an epoch, at most {self.epochs} of them, and "
+                f"{_time(self.end)} to measure what was trained)",
+                *_room(self.memory, self.disk, self.free),
                 f"how: {self.how}",
             )
         )
@@ -175,6 +237,78 @@ def estimate(
     )
 
 
+def estimate_training(
+    maps: Sequence[TrainingMap], split: Split, out: str | Path, config: TrainingConfig
+) -> TrainingEstimate:
+    """Check the arguments of a training, and find out what it will take.
+
+    Some patches are cut, the network is built and takes a few steps; nothing is written to ``out``.
+
+    Parameters
+    ----------
+    maps, split, out, config
+        See :func:`pysm_vae.vae.training.train`.
+
+    Returns
+    -------
+    TrainingEstimate
+
+    Raises
+    ------
+    ValueError
+        As the training itself would.
+    """
+    from pysm_vae.vae import training
+
+    training.check_run(maps, split, out, config)
+    start = time.perf_counter()
+    validation = training.grid_set(maps, split.validation, config.size)
+    ready = time.perf_counter() - start
+    batch = config.batch_size
+    start = time.perf_counter()
+    few = training.training_patches(
+        maps, split.train, replace(config, patches=min(config.patches, TRIAL_STEPS * batch))
+    )
+    total = sum(n for *_, n in training.shares(maps, split.train, config))
+    cut = (time.perf_counter() - start) / len(few)
+    start = time.perf_counter()
+    network = training.built(config, few)
+    inputs = training.network_inputs(few, maps)
+    network.fit({name: values[:batch] for name, values in inputs.items()}, verbose=0)
+    ready += time.perf_counter() - start + total * cut
+    start = time.perf_counter()
+    network.fit(inputs, batch_size=batch, verbose=0)
+    step = (time.perf_counter() - start) / math.ceil(len(few) / batch)
+    # A step of validation takes no longer than one of training.
+    epoch = (math.ceil(total / batch) + math.ceil(len(validation) / batch)) * step
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.weights.h5"
+        network.save_weights(path)
+        # The best, a backup, and a third while one takes the place of the other; the weights that
+        # are shipped are smaller, without what the optimiser holds.
+        disk = 3.0 * path.stat().st_size
+    held = _held()
+    image = 4.0 * config.size**2
+    how = (
+        f"cut {len(few)} patches and took {math.ceil(len(few) / batch)} steps of {batch} here and "
+        f"now, {1000 * cut:.2g} ms a patch and {step:.2g} s a step. Memory is what this process "
+        f"held at the most, and {PATCH_COPIES} arrays of all patches"
+    )
+    return TrainingEstimate(
+        training=total,
+        validation=len(validation),
+        size=config.size,
+        epochs=config.epochs,
+        start=ready,
+        epoch=epoch,
+        end=MEASURING_SECONDS,
+        memory=None if held is None else held + PATCH_COPIES * image * total,
+        disk=disk,
+        free=_free(Path(out)),
+        how=how,
+    )
+
+
 def _disc(order: Order, tiling: Tiling, number: int) -> tuple[np.ndarray, int]:
     """Pixels around the middle of a chart, and how many charts they touch."""
     share = min(SHARES[number], MOST_PIXELS[number] / hp.nside2npix(order.nside))
@@ -239,6 +373,12 @@ def _free(folder: Path) -> float:
     """Bytes left where a folder is, or will be."""
     folder = folder.absolute()
     return float(shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free)
+
+
+def _room(memory: float | None, disk: float, free: float) -> tuple[str, str]:
+    full = "" if disk <= free else ": NOT ENOUGH"
+    held = "not known on this system" if memory is None else _size(memory)
+    return f"memory: {held}", f"disk: {_size(disk)} of the {_size(free)} that are free{full}"
 
 
 def _size(number: float) -> str:

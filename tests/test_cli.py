@@ -452,6 +452,13 @@ class TestTrainingMaps:
         with pytest.raises(ValueError, match=r"'one_6arcmin'.*only once"):
             training_maps([MapArgument(one, 6.0), MapArgument(one, 6.0)])
 
+    def test_pixels_far_finer_than_the_map(self, tmp_path, caplog):
+        field = write_image(tmp_path / "field.fits")  # of 5 arcmin
+        training_maps([MapArgument(field, 2.6)])
+        assert not caplog.records
+        training_maps([MapArgument(field, 2.4)])
+        assert "pixels of 5 arcmin: patches of 2.4 arcmin" in caplog.text
+
     def test_latitude_is_for_healpix(self, tmp_path):
         sky = tmp_path / "sky.fits"
         hp.write_map(sky, np.ones(12 * 16**2), coord="G", column_units="MJy/sr", dtype=np.float32)
@@ -468,11 +475,16 @@ class TestTrain:
     def test_one_epoch(self, tmp_path):
         field = write_image(tmp_path / "field.fits")
         out = tmp_path / "mine"
-        result = run(
+        command = (
             "train", "--map", f"{field}@5", "--out", out, "--architecture", "thorne2021",
             "--size", 16, "--epochs", 1, "--patches", 32, "--validation", "field:1",
             "--test", "none",
         )  # fmt: skip
+        told = run(*command, "--dry-run")
+        assert told.exit_code == 0, told.output
+        assert "patches: 32 to train on" in told.stdout
+        assert not out.exists()
+        result = run(*command)
         assert result.exit_code == 0, result.output
         card = out / "thorne2021.json"
         assert f'VAEDust(nside=128, weights="{card}")' in result.stdout

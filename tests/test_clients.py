@@ -10,6 +10,7 @@ import numpy as np
 import pysm3
 import pysm3.units as u
 import pytest
+from scipy.integrate import trapezoid
 
 import pysm_vae
 
@@ -82,12 +83,12 @@ class TestPySM:
         single = [sky.get_emission(f).value for f in nu]
         to_jansky = [(1 * u.uK_RJ).to_value(u.Jy / u.sr, u.cmb_equivalencies(f)) for f in nu]
         in_flux = [w * j * m for w, j, m in zip(weights, to_jansky, single, strict=True)]
-        flux = np.trapezoid(in_flux, nu.value, axis=0)
+        flux = trapezoid(in_flux, nu.value, axis=0)
         if unit == u.uK_CMB:
             cmb = [(1 * u.uK_CMB).to_value(u.Jy / u.sr, u.cmb_equivalencies(f)) for f in nu]
-            expected = flux / np.trapezoid(weights * cmb, nu.value)
+            expected = flux / trapezoid(weights * cmb, nu.value)
         else:
-            expected = flux / np.trapezoid(weights, nu.value) * 1e-6
+            expected = flux / trapezoid(weights, nu.value) * 1e-6
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_smoothing_and_coordinates(self, own):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.integrate import trapezoid
 from scipy.special import j0
 from synthetic import SIZE, make_card, make_generator, make_network
 
@@ -300,7 +301,7 @@ def test_coarse_planes_have_the_variogram(tmp_path, exponent):
         rise = np.clip((x - low) / (high - low), 0, 1)
         left = np.sin(0.5 * np.pi * rise) ** 2 if kept else 1.0
         # In the logarithm of the frequency.
-        return np.trapezoid((1 - j0(x * lag)) * x**-exponent * left, np.log(x))
+        return trapezoid((1 - j0(x * lag)) * x**-exponent * left, np.log(x))
 
     waves = np.fft.fft2(plane)
     for step in ((0, 1), (2, 0), (1, 1)):

@@ -7,6 +7,7 @@ import numpy as np
 import pysm3
 import pysm3.units as u
 import pytest
+from scipy.integrate import trapezoid
 
 from pysm_vae import VAEDust
 from pysm_vae.sky.calibration import PIVOT
@@ -43,7 +44,7 @@ def law(ell: np.ndarray) -> np.ndarray:
     """D_ell of unit variance over all scales, by an independent sum."""
     every = np.geomspace(20, 1e9, 200_001)
     shape = (1 - handover(every) ** 2) * (every / PIVOT) ** SLOPE
-    variance = np.trapezoid(shape, np.log(every))
+    variance = trapezoid(shape, np.log(every))
     return (1 - handover(ell) ** 2) * (ell / PIVOT) ** SLOPE / variance
 
 

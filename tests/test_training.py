@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from synthetic import NETWORK, SIZE, make_map
 
+from pysm_vae.estimate import estimate_training
 from pysm_vae.vae import training
 from pysm_vae.vae.generator import load_generator
 from pysm_vae.vae.patches import Split, tangent_grid
@@ -195,8 +196,27 @@ def test_finished_run_is_left_as_it_is(finished, maps, monkeypatch):
 
 def test_other_run_in_the_folder(finished, maps):
     for other in (replace(CONFIG, seed=6), replace(CONFIG, network={})):
-        with pytest.raises(ValueError, match="another folder"):
-            train(maps, SPLIT, finished.out, other, progress=False)
+        for do in (train, estimate_training):
+            with pytest.raises(ValueError, match="another folder"):
+                do(maps, SPLIT, finished.out, other)
+
+
+def test_dry_run(finished, maps, tmp_path):
+    """It says what the run has made, and leaves nothing."""
+    found = estimate_training(maps, SPLIT, tmp_path / "run", replace(CONFIG, patches=1001))
+    assert not (tmp_path / "run").exists()
+    # Each map gives as many.
+    assert found.training == 1002
+    assert found.validation == finished.card["validation_patches"]
+    made = sum(file.stat().st_size for file in finished.out.rglob("*") if file.is_file())
+    assert 0.5 * made < found.disk < 2 * made
+    assert found.seconds == found.start + CONFIG.epochs * found.epoch + found.end
+    # 63 steps, and some of validation, of the 4 ms at the least that a step takes.
+    assert found.epoch > 63 * 0.004
+    assert found.memory > 4 * 4 * SIZE**2 * 1002
+    text = found.text()
+    for part in ("1002 to train on", "at most 4 of them", "memory: ", "disk: ", "how: cut 64"):
+        assert part in text
 
 
 def test_resumes_after_a_kill(maps, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def info(
 
 def describe_installation() -> str:
     """Versions, shipped weights, presets and data sets, as lines of text."""
-    from astropy.config.paths import get_cache_dir_path
+    from astropy.config.paths import get_cache_dir
 
     from pysm_vae.files import data_path
     from pysm_vae.registration import presets
@@ -50,7 +50,7 @@ def describe_installation() -> str:
     lines.append(f"package: {Path(__file__).resolve().parents[1]}")
     lines.append(f"shipped data: {data_path('template.npz').parent}")
     lines.append(f"PYSM_LOCAL_DATA: {os.environ.get('PYSM_LOCAL_DATA', 'not set')}")
-    lines.append(f"what PySM downloads: {get_cache_dir_path('astropy') / 'download'}")
+    lines.append(f"what PySM downloads: {Path(get_cache_dir()) / 'download'}")
     lines.append("weights:")
     for name in SHIPPED_WEIGHTS:
         try:

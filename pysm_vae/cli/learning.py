@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from pysm_vae.stats.report import CandidateSky
     from pysm_vae.vae.training import TrainingConfig, TrainingMap
+
+log = logging.getLogger(__name__)
 
 #: What works for each architecture; options of the command take the place of these.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -54,6 +57,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Half the beam of Planck's dust maps; finer pixels would hold nothing but the beam.
 _PIXEL_SIZE = 2.5
+# Of a map's own pixels; those of finer patches would be interpolated from the same few.
+_FINEST = 0.5
 
 
 class Architecture(str, Enum):
@@ -94,14 +99,14 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the patches [6; thorne2021: 40].")
+        int | None, typer.Option(min=1, help="Passes over the patches [12; thorne2021: 40].")
     ] = None,
     patches: Annotated[
         int | None, typer.Option(min=1, help="Training patches [8000; thorne2021: 4000].")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Patches a step [16].")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Adam's, at the start [0.001; thorne2021: 0.0005].")
+        float | None, typer.Option(help="Adam's, at the start [0.002; thorne2021: 0.0005].")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of patches, weights and draws.")] = 0,
     validation: Annotated[
@@ -127,6 +132,14 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs to OUT/tensorboard.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only check everything, and estimate time, memory and disk space from a few "
+            "steps.",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train a network on your own maps.
@@ -136,12 +149,19 @@ def train(
 
     `pysm-vae train --map gnilc.fits@2.5 --map gnilc.fits@5+10 --min-latitude 15 --out mine`
 
+    With `--dry-run` it tells first what that will take.
+
     Then make maps with `pysm-vae simulate --weights mine/octave.json` and the other options, or
     `VAEDust(weights="mine/octave.json")` in Python.
     """
     with reported(debug):
         with without_native_notes(debug):
+            import tensorflow
+
             from pysm_vae.vae.training import train as run_training
+
+            # It notes that there is no accelerator when it is first asked for one.
+            tensorflow.config.list_physical_devices("GPU")
         from pysm_vae.vae.patches import split_regions
 
         config = training_config(
@@ -162,6 +182,13 @@ def train(
         )
         for part in ("train", "validation", "test"):
             typer.echo(f"{part}: {', '.join(getattr(split, part)) or 'none'}")
+        if dry_run:
+            from pysm_vae.estimate import estimate_training
+
+            with without_native_notes(debug):
+                found = estimate_training(skies, split, out, config)
+            typer.echo(found.text())
+            return
         card = run_training(
             skies, split, out, config, tensorboard=tensorboard, progress=on_terminal()
         )
@@ -342,7 +369,7 @@ def parse_map(text: str) -> MapArgument:
 def training_maps(
     arguments: Sequence[MapArgument], *, min_latitude: float | None = None
 ) -> list[TrainingMap]:
-    """Read maps to train on.
+    """Read maps to train on; of pixels far finer than a map's own, the log has a warning.
 
     Parameters
     ----------
@@ -376,6 +403,15 @@ def training_maps(
         sky = read_map(each.path, fwhm=each.fwhm, name=name)
         if sky.kind == "healpix":
             sky.min_latitude = min_latitude
+        if each.pixel_size is not None and each.pixel_size < _FINEST * sky.resolution:
+            log.warning(
+                "%s has pixels of %.3g arcmin: patches of %g arcmin a pixel hold little but "
+                "interpolation; @%.2g or more is about right",
+                each.path,
+                sky.resolution,
+                each.pixel_size,
+                sky.resolution,
+            )
         maps.append(
             TrainingMap(
                 sky,

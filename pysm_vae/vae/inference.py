@@ -1215,12 +1215,19 @@ def _kernel(ladder: _Ladder, centre: Any, matrices: Sequence[Any], step_size: An
 def _diagnose(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mcmc = tensorflow_probability().mcmc
     ess, rhat = [], []
-    # Row by row: the transforms of all pixels would take gigabytes.
-    for row in range(samples.shape[2]):
-        chains = np.ascontiguousarray(samples[:, :, row].swapaxes(0, 1))
-        found = mcmc.effective_sample_size(
-            chains, cross_chain_dims=1, filter_beyond_positive_pairs=True
-        )
-        ess.append(found.numpy())
-        rhat.append(mcmc.potential_scale_reduction(chains, split_chains=True).numpy())
+    # TensorFlow would warn in each row that the transform of a power, which is real, becomes real.
+    notes = logging.getLogger("tensorflow")
+    level = notes.level
+    notes.setLevel(logging.ERROR)
+    try:
+        # Row by row: the transforms of all pixels would take gigabytes.
+        for row in range(samples.shape[2]):
+            chains = np.ascontiguousarray(samples[:, :, row].swapaxes(0, 1))
+            found = mcmc.effective_sample_size(
+                chains, cross_chain_dims=1, filter_beyond_positive_pairs=True
+            )
+            ess.append(found.numpy())
+            rhat.append(mcmc.potential_scale_reduction(chains, split_chains=True).numpy())
+    finally:
+        notes.setLevel(level)
     return np.array(ess), np.array(rhat)

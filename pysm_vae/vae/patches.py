@@ -1469,9 +1469,9 @@ def _overlapping_groups(
     order = np.argsort(pixel, kind="stable")
     pixel, owner = pixel[order], owner[order]
     meet = pixel[1:] == pixel[:-1]
-    links = coo_array(
-        (np.ones(int(meet.sum())), (owner[:-1][meet], owner[1:][meet])), shape=(len(names),) * 2
-    )
+    # SciPy before 1.12 wants the indices of graphs in 32 bits.
+    ends = owner[:-1][meet].astype(np.int32), owner[1:][meet].astype(np.int32)
+    links = coo_array((np.ones(len(ends[0])), ends), shape=(len(names),) * 2)
     count, group_of = connected_components(links, directed=False)
     groups = [
         [name for k, name in enumerate(names) if group_of[k] == g and area[k] > 0]

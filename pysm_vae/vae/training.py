@@ -24,7 +24,7 @@ from pysm_vae.vae.generator import (
     measure_transfer,
     save_weights,
 )
-from pysm_vae.vae.networks import build_network
+from pysm_vae.vae.networks import PatchVAE, build_network
 from pysm_vae.vae.patches import (
     PatchSampler,
     PatchSet,
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 # Packages whose version decides what a training run gives.
 PACKAGES = ("pysm_vae", "keras", "tensorflow", "numpy", "scipy", "healpy", "astropy")
+
+# What tells a run from others, in its folder.
+_STATE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -150,42 +153,22 @@ def train(
         of the split, the epochs end before the KL term has its full weight, or ``out`` holds a run
         with another configuration.
     """
-    _check(maps, split, config)
+    record = check_run(maps, split, out, config)
     out = writable_folder(out)
-    record = {
-        "config": asdict(config),
-        "split": asdict(split),
-        "maps": [describe_map(m) for m in maps],
-    }
-    # What JSON would read back, so that tuples and lists compare alike.
-    record = json.loads(json.dumps(record))
-    state = out / "run.json"
-    if state.is_file() and json.loads(state.read_text()) != record:
-        raise ValueError(
-            f"{str(out)!r} holds a run with other maps or settings: "
-            "name another folder, or remove this one to start again"
-        )
     name = config.architecture
     path = out / f"{name}.json"
+    state = out / _STATE
     if state.is_file() and path.is_file():
         log.info("%s is the card of a finished run", path)
         return path
 
-    keras.utils.set_random_seed(config.seed)
     training = training_patches(maps, split.train, config)
     validation = grid_set(maps, split.validation, config.size)
     with atomic_write(state) as partial:
         partial.write_text(json.dumps(record, indent=1))
     log.info("%d training and %d validation patches", len(training), len(validation))
-    network = build_network(config.architecture, **_network_config(config), seed=config.seed)
-    if hasattr(network, "adapt"):
-        network.adapt(training.patches)
+    network = built(config, training)
     inputs = network_inputs(training, maps)
-    network.compile(
-        optimizer=keras.optimizers.Adam(config.learning_rate, beta_1=config.beta_1, clipnorm=1.0),
-        # XLA is several times slower than the plain graph for these convolutions on a CPU.
-        jit_compile=False,
-    )
     best = out / "best.weights.h5"
     network.fit(
         inputs,
@@ -232,6 +215,47 @@ def train(
     return path
 
 
+def check_run(
+    maps: Sequence[TrainingMap], split: Split, out: str | Path, config: TrainingConfig
+) -> dict[str, Any]:
+    """What tells a run from others, once it is known to be fit; nothing is written.
+
+    Raises
+    ------
+    ValueError
+        As :func:`train` would.
+    """
+    _check(maps, split, config)
+    record = {
+        "config": asdict(config),
+        "split": asdict(split),
+        "maps": [describe_map(m) for m in maps],
+    }
+    # What JSON would read back, so that tuples and lists compare alike.
+    record = json.loads(json.dumps(record))
+    state = Path(out) / _STATE
+    if state.is_file() and json.loads(state.read_text()) != record:
+        raise ValueError(
+            f"{str(out)!r} holds a run with other maps or settings: "
+            "name another folder, or remove this one to start again"
+        )
+    return record
+
+
+def built(config: TrainingConfig, training: PatchSet) -> PatchVAE:
+    """The network of a run, compiled, and adapted to its training patches."""
+    keras.utils.set_random_seed(config.seed)
+    network = build_network(config.architecture, **_network_config(config), seed=config.seed)
+    if hasattr(network, "adapt"):
+        network.adapt(training.patches)
+    network.compile(
+        optimizer=keras.optimizers.Adam(config.learning_rate, beta_1=config.beta_1, clipnorm=1.0),
+        # XLA is several times slower than the plain graph for these convolutions on a CPU.
+        jit_compile=False,
+    )
+    return network
+
+
 def _check(maps: Sequence[TrainingMap], split: Split, config: TrainingConfig) -> None:
     known = {name for m in maps for name in m.sky.region_names}
     parts = {part: set(names) for part, names in asdict(split).items()}
@@ -272,25 +296,39 @@ def write_card(card: dict[str, Any], path: Path) -> None:
         partial.write_text(json.dumps(card, indent=1) + "\n")
 
 
-def training_patches(
+def shares(
     maps: Sequence[TrainingMap], regions: Sequence[str], config: TrainingConfig
-) -> PatchSet:
-    """Augmented patches of the training regions, shared evenly among the maps that have any.
+) -> list[tuple[TrainingMap, list[str], int]]:
+    """Maps with training regions, these regions, and how many patches are cut from them.
 
-    First among the environments, then among the maps of each.
+    The same number of each environment, and of each map of it.
+
+    Raises
+    ------
+    ValueError
+        If no map has any of the regions.
     """
-    rng = np.random.default_rng([config.seed, 1])
     used = [(m, [r for r in m.sky.region_names if r in regions]) for m in maps]
     used = [(m, names) for m, names in used if names]
     if not used:
         raise ValueError(f"no map has any of the training regions {tuple(regions)}")
     like = Counter(m.environment for m, _ in used)
+    return [
+        (m, names, math.ceil(config.patches / len(like) / like[m.environment])) for m, names in used
+    ]
+
+
+def training_patches(
+    maps: Sequence[TrainingMap], regions: Sequence[str], config: TrainingConfig
+) -> PatchSet:
+    """Augmented patches of the training regions, as `shares` has them."""
+    rng = np.random.default_rng([config.seed, 1])
     return concatenate(
         [
             PatchSampler(m.sky, config.size, m.pixel_size, regions=names, zoom=config.zoom).draw(
-                math.ceil(config.patches / len(like) / like[m.environment]), rng
+                n, rng
             )
-            for m, names in used
+            for m, names, n in shares(maps, regions, config)
         ]
     )
 
