@@ -300,24 +300,25 @@ def figure(report: dict[str, Any]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(10, 3.5), layout="constrained")
+    part, filled = report.get("calibration"), report.get("holes")
+    number = 2 * bool(part) + bool(filled)
+    drawn = Figure(figsize=(3.4 * number, 3.5), layout="constrained")
     FigureCanvasAgg(drawn)
-    axes = drawn.subplots(1, 3)
-    part = report.get("calibration")
-    for axis, name in zip(axes, ("seen", "hidden"), strict=False):
+    axes = list(np.ravel(drawn.subplots(1, number)))
+    for name in ("seen", "hidden") if part else ():
+        axis, counts = axes.pop(0), np.array(part[f"{name} ranks"])
+        mean = counts.mean()
+        axis.bar(np.arange(BINS) * (RANKED + 1) / BINS, counts, 9, align="edge")
+        axis.axhspan(mean - 2 * mean**0.5, mean + 2 * mean**0.5, color="0.8", zorder=0)
         axis.set(xlabel=f"rank of the truth among {RANKED} draws", title=f"pixels {name}")
-        if part:
-            counts = np.array(part[f"{name} ranks"])
-            mean = counts.mean()
-            axis.bar(np.arange(BINS) * (RANKED + 1) / BINS, counts, 9, align="edge")
-            axis.axhspan(mean - 2 * mean**0.5, mean + 2 * mean**0.5, color="0.8", zorder=0)
-    for number, (name, found) in enumerate(report.get("holes", {}).get("log power", {}).items()):
-        places = np.arange(len(WAVELENGTHS)) + 0.15 * (number - 1)
-        axes[2].errorbar(places, found["median"], found["scatter"], fmt="o", label=name)
-        axes[2].legend()
-    labels = [f"{wavelength} to {wavelength // 2}" for wavelength in WAVELENGTHS]
-    axes[2].set_xticks(range(len(WAVELENGTHS)), labels)
-    axes[2].set(xlabel="wavelength, pixels", title="log variance in filled holes")
+    for axis in axes:
+        for k, (name, found) in enumerate(filled["log power"].items()):
+            places = np.arange(len(WAVELENGTHS)) + 0.15 * (k - 1)
+            axis.errorbar(places, found["median"], found["scatter"], fmt="o", label=name)
+        labels = [f"{wavelength} to {wavelength // 2}" for wavelength in WAVELENGTHS]
+        axis.set_xticks(range(len(WAVELENGTHS)), labels)
+        axis.set(xlabel="wavelength, pixels", title="log variance in filled holes")
+        axis.legend()
     return drawn
 
 
@@ -332,11 +333,11 @@ def main(
     size: Annotated[int, typer.Option(help="Pixels a side of patches with holes.")] = 64,
     small: Annotated[int, typer.Option(help="Pixels a side of those of the calibration.")] = 32,
     processes: Annotated[int, typer.Option(min=1, help="That share the calibration.")] = 1,
-    patches: Annotated[int, typer.Option(min=0, help="Of the calibration.")] = 100,
+    patches: Annotated[int, typer.Option(min=0, help="Of the calibration.")] = 104,
     filled: Annotated[int, typer.Option(min=2, help="Patches of each map with a hole.")] = 12,
-    draws: Annotated[int, typer.Option(min=100, help="Of each posterior.")] = 400,
+    draws: Annotated[int, typer.Option(min=100, help="Of each posterior.")] = 600,
     timed: Annotated[int, typer.Option(min=0, help="Pixels a side of what is timed.")] = 128,
-    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before.")] = 200,
+    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
 ) -> None:
     """Judge posteriors of the inverse tasks; parts of which nothing is asked are left out."""
@@ -353,7 +354,8 @@ def main(
     if patches:
         report["calibration"] = calibration(weights, small, patches, draws, warmup, seed, processes)
     write_json(report, out / "inverse.json")
-    write_figure(figure(report), out / "inverse.png")
+    if patches or maps:
+        write_figure(figure(report), out / "inverse.png")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ times their scale. Of :meth:`Generator.sample` that noise is left out. It adds a
 octave's variance, and eases sampling: without it half the directions of the latents, of which there
 are twice as many as pixels, are free, and the others are pinned on a thin, curved sheet.
 
-How well intervals are calibrated has not been measured over many patches yet
-(``benchmarks/inverse.py`` does): look at the diagnostics, and at its figures, before trusting them.
+Of patches that the model itself has drawn, intervals hold the truth as often as they say
+(``benchmarks/inverse.py``: 68 and 95 per cent held 65 and 94 of the hidden pixels), although chains
+are slow to agree in holes: look at the diagnostics. Of real sky they are as good as the prior.
 
 Details that the data know better than that noise does are sampled as maps (*centred*), the others
 as latents (Papaspiliopoulos, Roberts & Sköld 2007, Statist. Sci. 22, 59): then data pin down maps,
