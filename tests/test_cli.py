@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import healpy as hp
@@ -74,17 +73,14 @@ def write_image(path: Path, *, lon: float = 40.0, n: int = 96) -> Path:
 
 
 class TestHelp:
-    def test_quick_and_light(self):
-        """The time of a process on its own, which imports PySM but no network."""
+    def test_light(self):
+        """A process on its own imports PySM, but no network: that would take ten seconds."""
         code = (
             "import sys; from pysm_vae.cli import app; app(['--help'], standalone_mode=False);"
             "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
         )
-        start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        # Two seconds on a quiet machine; room for a busy one.
-        assert time.perf_counter() - start < 15
         for command in ("simulate", "plot", "train", "download", "info"):
             assert command in done.stdout
         # It teaches: commands to copy, exit codes, completion.

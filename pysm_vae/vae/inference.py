@@ -13,7 +13,8 @@ are twice as many as pixels, are free, and the others are pinned on a thin, curv
 
 Of patches that the model itself has drawn, intervals hold the truth as often as they say
 (``benchmarks/inverse.py``: 68 and 95 per cent held 65 and 94 of the hidden pixels), although chains
-are slow to agree in holes: look at the diagnostics. Of real sky they are as good as the prior.
+are slow to agree in holes: look at the diagnostics. In holes of real clouds they are too narrow
+(``docs/realism.md``).
 
 Details that the data know better than that noise does are sampled as maps (*centred*), the others
 as latents (Papaspiliopoulos, Roberts & Sköld 2007, Statist. Sci. 22, 59): then data pin down maps,
