@@ -64,16 +64,17 @@ def test_textures_are_those_of_the_hidden_part(rng):
 def test_posteriors_are_calibrated():
     """A few small patches of the model's own; `benchmarks/inverse.py` takes a hundred."""
     pytest.importorskip("tensorflow_probability")
-    found = [inverse.judged(n, "default", 32, 4, draws=200, warmup=60, seed=1) for n in range(4)]
-    # Quantiles of n independent draws hold (n - 1) / (n + 1) of what they should; these are worth a
-    # hundred.
-    for level, seen, hidden in ((0.67, 0.05, 0.2), (0.93, 0.03, 0.1)):
+    found = [inverse.judged(n, "default", 32, 2, draws=120, warmup=60, seed=1) for n in range(2)]
+    # Quantiles of n independent draws hold (n - 1) / (n + 1) of what they should; these draws of
+    # seen pixels are worth some sixty.
+    short = 59 / 61
+    for level, seen, hidden in ((0.68, 0.05, 0.25), (0.95, 0.03, 0.12)):
         held = {
             name: np.mean([each.coverage[f"{level:g}"][name] for each in found])
             for name in ("seen", "hidden")
         }
-        assert held["seen"] == pytest.approx(level, abs=seen)
-        assert held["hidden"] == pytest.approx(level, abs=hidden)
+        assert held["seen"] == pytest.approx(short * level, abs=seen)
+        assert held["hidden"] == pytest.approx(short * level, abs=hidden)
     ranks = np.concatenate([each.ranks["seen"] for each in found])
-    # The mean of so many ranks, uniform from 0 to 99, scatters by 7.
-    assert ranks.mean() == pytest.approx(49.5, abs=20)
+    # The mean of so many ranks, uniform from 0 to 99, scatters by 10.
+    assert ranks.mean() == pytest.approx(49.5, abs=30)
