@@ -44,9 +44,39 @@ TRIAL_STEPS = 4
 PATCH_COPIES = 4
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What is expected of a run.
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What any work needs.
+
+    Attributes
+    ----------
+    memory : float or None
+        Bytes at the most; None where the system does not tell what this process holds.
+    disk, free : float
+        Bytes of the files that would be made, and that the disk has left.
+    how : str
+        How all this was found.
+    """
+
+    memory: float | None
+    disk: float
+    free: float
+    how: str
+
+    def lines(self) -> tuple[str, str, str]:
+        """All of it, in lines of text."""
+        held = "not known on this system" if self.memory is None else _size(self.memory)
+        full = "" if self.disk <= self.free else ": NOT ENOUGH"
+        return (
+            f"memory: {held}",
+            f"disk: {_size(self.disk)} of the {_size(self.free)} that are free{full}",
+            f"how: {self.how}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Needs):
+    """What is expected of a run; see :class:`Needs`, too.
 
     Attributes
     ----------
@@ -58,12 +88,6 @@ class Estimate:
         Their resolution.
     start, each : float
         Seconds until the first sky is begun, and for each sky.
-    memory : float or None
-        Bytes at the most; None where the system does not tell what this process holds.
-    disk, free : float
-        Bytes of the files that would be made, and that the disk has left.
-    how : str
-        How all this was found.
     """
 
     skies: int
@@ -72,10 +96,6 @@ class Estimate:
     nside: int
     start: float
     each: float
-    memory: float | None
-    disk: float
-    free: float
-    how: str
 
     @property
     def seconds(self) -> float:
@@ -90,15 +110,14 @@ class Estimate:
                 f"skies: {self.skies}, of {self.maps} maps each at nside {self.nside}{kept}",
                 f"time: {_time(self.seconds)} ({_time(self.start)} to start, "
                 f"{_time(self.each)} a sky)",
-                *_room(self.memory, self.disk, self.free),
-                f"how: {self.how}",
+                *self.lines(),
             )
         )
 
 
-@dataclass(frozen=True)
-class TrainingEstimate:
-    """What is expected of a training.
+@dataclass(frozen=True, kw_only=True)
+class TrainingEstimate(Needs):
+    """What is expected of a training; see :class:`Needs`, too.
 
     Attributes
     ----------
@@ -110,12 +129,6 @@ class TrainingEstimate:
         At the most; training stops early when nothing improves.
     start, epoch, end : float
         Seconds before the first epoch, for each, and for measuring what has been trained.
-    memory : float or None
-        Bytes at the most; None where the system does not tell what this process holds.
-    disk, free : float
-        Bytes of the files that would be made, and that the disk has left.
-    how : str
-        How all this was found.
     """
 
     training: int
@@ -125,10 +138,6 @@ class TrainingEstimate:
     start: float
     epoch: float
     end: float
-    memory: float | None
-    disk: float
-    free: float
-    how: str
 
     @property
     def seconds(self) -> float:
@@ -144,8 +153,7 @@ class TrainingEstimate:
                 f"time: {_time(self.seconds)} from the beginning ({_time(self.start)} to start, "
                 f"{_time(self.epoch)} an epoch, at most {self.epochs} of them, and "
                 f"{_time(self.end)} to measure what was trained)",
-                *_room(self.memory, self.disk, self.free),
-                f"how: {self.how}",
+                *self.lines(),
             )
         )
 
@@ -373,12 +381,6 @@ def _free(folder: Path) -> float:
     """Bytes left where a folder is, or will be."""
     folder = folder.absolute()
     return float(shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free)
-
-
-def _room(memory: float | None, disk: float, free: float) -> tuple[str, str]:
-    full = "" if disk <= free else ": NOT ENOUGH"
-    held = "not known on this system" if memory is None else _size(memory)
-    return f"memory: {held}", f"disk: {_size(disk)} of the {_size(free)} that are free{full}"
 
 
 def _size(number: float) -> str:
