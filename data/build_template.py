@@ -1,5 +1,8 @@
 """Rebuild the embedded template: ``python data/build_template.py [--out data/template.npz]``.
 
+It prints what is measured on it, for ``data/README.md``; with ``--reference FITS`` (PySM 2's dust
+model 1), also how alike the large-scale patterns of Q and U are.
+
 The template is a stand-in that needs no network, so that a first sky can be made anywhere. For
 science use ``template="d10"`` or a map of your own.
 
@@ -95,10 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).resolve().parent / "template.npz"
     )
-    out = parser.parse_args(arguments).out
+    parser.add_argument("--reference", type=Path, help="a HEALPix map of I, Q, U, Galactic")
+    given = parser.parse_args(arguments)
     alm, notes = build()
-    with atomic_write(out) as partial:
+    with atomic_write(given.out) as partial:
         np.savez(partial, alm=alm.astype(np.complex64), provenance=json.dumps(notes))
+    template = Template("embedded", alm)
+    for line in measured(template):
+        print(line)
+    if given.reference is not None:
+        reference = hp.read_map(given.reference, field=(0, 1, 2), dtype=np.float64)
+        print(likeness(template, reference))
 
 
 def build() -> tuple[np.ndarray, dict[str, str | float]]:
@@ -179,6 +189,47 @@ def build() -> tuple[np.ndarray, dict[str, str | float]]:
         "seed": SEED,
         "lmax": LMAX,
     }
+
+
+def measured(template: Template) -> list[str]:
+    """Lines that tell its spectra at |b| > 30°, the mask's leakage undone, and its P/I."""
+    iqu = template.maps(2 * NSIDE)
+    mask = apodised_mask(2 * NSIDE)
+    TT, EE, BB, _ = masked_spectra(iqu, mask)
+    EE, BB = unleaked(EE, BB, leakage(mask))
+    slopes = [
+        np.polyfit(LN_BINS[used], np.log(power[used]), 1)[0]
+        for power, used in (
+            *((power, (BIN_CENTRES > 20) & (BIN_CENTRES < 80)) for power in (EE, BB, TT)),
+            (TT, BIN_CENTRES > 40),
+        )
+    ]
+    ratio = np.interp([17.5, 45, 60, 80], BIN_CENTRES, EE / BB)
+    fraction = np.hypot(iqu[1], iqu[2]) / iqu[0]
+    high = mask > 0
+    return [
+        "D_l slopes, 20 < l < 80: EE {:.2f}, BB {:.2f}, TT {:.2f}; TT {:.2f} at 40 < l < 98".format(
+            *slopes
+        ),
+        "EE/BB: {:.1f} at l = 17, {:.1f} at 45, {:.1f} at 60, {:.1f} at 80".format(*ratio),
+        f"EE/TT at l = 80: {np.interp(80, BIN_CENTRES, EE / TT):.4f}",
+        f"P/I at |b| > 30: median {np.median(fraction[high]):.3f}, 95 % below "
+        f"{np.quantile(fraction[high], 0.95):.3f}; largest anywhere {fraction.max():.3f}",
+        f"median I at |b| > 30: {np.median(iqu[0, high]):.0f} uK_RJ",
+    ]
+
+
+def likeness(template: Template, reference: np.ndarray) -> str:
+    """Correlation of Q and U with a map's, at l ≤ 20."""
+    nside = hp.npix2nside(reference.shape[1])
+    found = []
+    for mask in (apodised_mask(nside), np.ones(reference.shape[1])):
+        a, b = (
+            np.array(hp.map2alm(iqu * mask, lmax=20, pol=True))[1:].ravel()
+            for iqu in (template.maps(nside), reference)
+        )
+        found.append(np.vdot(a, b).real / np.sqrt(np.vdot(a, a).real * np.vdot(b, b).real))
+    return "Q, U at l <= 20 correlate at {:.2f} (|b| > 30), {:.2f} (full sky)".format(*found)
 
 
 def planck_intensity() -> np.ndarray:
