@@ -1167,10 +1167,11 @@ def _problem(model: PatchModel, observation: Observation, warmup: int = 0) -> _L
     response = b"" if observation.response is None else observation.response.tobytes()
     coloured = b"" if observation.noise_power is None else observation.mask.tobytes()
     key = response, coloured, warmup
-    if key not in model.ladders:
+    if key in model.ladders:
+        model.ladders[key].observe(observation)
+    else:
         model.ladders[key] = _Ladder(model, observation)
         model.ladders[key].adaptation = warmup // 2
-    model.ladders[key].observe(observation)
     return model.ladders[key]
 
 
