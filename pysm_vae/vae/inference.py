@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import fft, ndimage, optimize
+from scipy import fft, linalg, ndimage, optimize
 
 from pysm_vae.files import atomic_write
 from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers, standardise
@@ -61,22 +61,24 @@ _SEARCH_MEMORY = 30
 _PROBES, _SHRINKAGE = 256, 0.1
 _FEW_PROBES, _MORE_SHRINKAGE = 32, 0.5
 _PROBE_BATCH = 8
-# Coarse variables whose curvature is known in full: whole octaves, so many variables at most; and
-# derivatives that are taken at a time.
-_FULL = 1024
+# Coarse variables whose curvature is known in full: whole octaves, so many variables at most;
+# derivatives that are taken at a time; and places that it is averaged over.
+_FULL = 3072
 _FULL_BATCH = 32
+_FULL_PLACES = 4
 
 # Length of a trajectory, in units in which a standard normal has a quarter period of pi / 2, and
 # how much it is varied, so that none returns to where it came from (Neal 2011, section 3.2).
 _TRAJECTORY = 1.5
 _JITTER = 0.4
 _MOST_STEPS = 64
-# Chains start far from where they will be; until so many steps they are not followed far.
-_SETTLING = 20
+# Chains start far from where they will be; while the masses are not yet known they are not followed
+# far. Steps that are the least to learn them from.
 _SETTLING_STEPS = 10
+_SHORTEST_WARMUP = 40
 # Rate of acceptance that step sizes are adapted to; near the best in many dimensions (0.65: Beskos
-# et al. 2013, Bernoulli 19, 1501), and safe where curvature varies.
-_ACCEPTANCE = 0.8
+# et al. 2013, Bernoulli 19, 1501).
+_ACCEPTANCE = 0.7
 # An error of the energy that only a diverging trajectory makes (Stan's limit).
 _DIVERGENCE = 1000.0
 # Above this, chains do not agree (Gelman & Rubin 1992, Statist. Sci. 7, 457).
@@ -200,6 +202,15 @@ class Observation:
             return None
         number = mirror_wavenumbers(self.size)
         return np.interp(number, np.arange(1, len(self.noise) + 1), self.noise)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Inverse variance of the noise in each pixel, (size, size); 0 where nothing is seen.
+
+        Of stationary noise, as if it were white.
+        """
+        sigma = self.rms if self.noise_power is not None else self.noise
+        return np.where(self.mask, 1 / np.broadcast_to(sigma, self.mask.shape) ** 2, 0.0)
 
     @property
     def rms(self) -> float:
@@ -471,7 +482,10 @@ class _Ladder:
         else:
             sigma = np.broadcast_to(observation.noise, observation.mask.shape)
             weight = np.where(observation.mask, 1 / sigma, 0.0)
-        self.centred = _known_cells(self.model, observation)
+        noise = _detail_noise(self.model, observation)
+        self.centred = [each < self.model.residual for each in noise]
+        # Octaves of which the data tell.
+        self.told = sum(bool((each < 1).any()) for each in noise)
         held = [observation.data, weight, *(each[..., None] for each in self.centred)]
         if self._held is None:
             self._held = [tf.Variable(array, dtype=tf.float32) for array in held]
@@ -485,12 +499,13 @@ class _Ladder:
         parts = tf.split(values, self.sizes, axis=1)
         return [tf.reshape(p, (-1, *shape)) for p, shape in zip(parts, self.shapes, strict=True)]
 
-    def climb(self, values: Any) -> tuple[Any, Any, Any]:
-        """Run down the ladder.
+    def climb(self, values: Any, octaves: int | None = None) -> tuple[Any, Any, Any]:
+        """Run down the ladder, or the first octaves of it, which leaves the data aside.
 
         Returns
         -------
         patches : tensor, shape (n, size, size)
+            Of the first octaves alone, coarser ones.
         residuals : tensor, shape (n, m)
             The density of the variables is ``exp(-residuals² / 2)``, times
         log_jacobian : tensor, shape (n,)
@@ -519,7 +534,7 @@ class _Ladder:
         in_unit_of_data = tf.constant(model.grid**2 - 1, tf.float32)
         field = field[..., None]
         environment = tf.fill((n,), np.float32(model.environment))
-        for i in range(model.octaves):
+        for i in range(model.octaves if octaves is None else octaves):
             octave = model.octaves - 1 - i
             latents, free = parts[2 + i][..., :-3], parts[2 + i][..., -3:]
             decoded = network.decoded_details(field, latents, environment, octave)
@@ -533,6 +548,9 @@ class _Ladder:
                 in_unit_of_data += 3 * tf.reduce_sum(centred)
             residuals += [flat(latents), flat(noise)]
             field = haar_synthesis(field, unit * details)
+        if octaves is not None:
+            patches = mean + scale * field[..., 0]
+            return patches, tf.concat(residuals, axis=1), -in_unit_of_data * log_scale[:, 0]
         patches = mean + scale * self._filtered(field[..., 0], model.transfer)
         if self.observation is not None:
             hidden = parts[-1] if self.coloured else None
@@ -599,9 +617,11 @@ class _Ladder:
                 residuals = self.climb(values)[1]
             return tape.gradient(residuals, values, output_gradients=signs)
 
-        def columns(values: Any, directions: Any) -> Any:
+        def columns(values: Any, directions: Any, weight: Any, octaves: int) -> Any:
             with tf.autodiff.ForwardAccumulator(values, directions) as tangent:
-                residuals = self.climb(values)[1]
+                coarse, residuals, _ = self.climb(values, octaves)
+                misfit = tf.reshape(weight * coarse, (-1, tf.size(weight)))
+                residuals = tf.concat([residuals, misfit], axis=1)
             return tangent.jvp(residuals)
 
         def begin(white: Any, step_size: Any, centre: Any, *matrices: Any) -> Any:
@@ -657,11 +677,14 @@ class _Ladder:
         """Matrices that make the variables about as wide in all directions, block by block.
 
         A block is that of ``J' J``, with ``J`` the derivatives of the residuals. The coarse
-        variables are one block: at the edge of a hole, what is seen ties them together through the
-        octaves. Its derivatives are taken one by one, at the first place. Further on each cell of
-        each octave is a block, in the mean over the places: the mean square of what random signs
-        of the residuals send back (Hutchinson 1990, Commun. Statist. Simula. 19, 433). A ``rough``
-        one, several times faster, takes scale and coarsest map alone together, and has few signs.
+        variables are one block, down to the last octave of which data tell, or to ``_FULL``
+        variables: at the edge of a hole, what is seen ties them together. Its derivatives are taken one by one, at a few of the places. From one to the next
+        the ridges of the density turn. The mean of ``J' J`` is as narrow as any of them in all
+        directions, that of its inverses as wide, and what is taken is half-way between the two.
+        Further on each cell of each octave is a block, in the mean over the places: the mean square
+        of what random signs of the residuals send back (Hutchinson 1990, Commun. Statist. Simula.
+        19, 433). A ``rough`` one, several times faster, takes scale and coarsest map alone together,
+        and has few signs.
 
         Returns
         -------
@@ -681,7 +704,9 @@ class _Ladder:
             np.split(np.concatenate(found), edges, axis=1), blocks, strict=True
         ):
             if not precisions and not rough:
-                precisions.append(self._full_precision(values[0], width)[None])
+                some = np.linspace(0, len(values) - 1, min(_FULL_PLACES, len(values))).round()
+                there = [self._full_precision(values[int(i)], width) for i in some]
+                precisions.append(_between_means(there)[None])
                 continue
             part = part.reshape(probes, -1, width).astype(float)
             precision = np.einsum("kci,kcj->cij", part, part) / probes
@@ -693,15 +718,18 @@ class _Ladder:
         return [np.linalg.inv(np.linalg.cholesky(each)).astype(np.float32) for each in precisions]
 
     def _full_precision(self, values: np.ndarray, width: int) -> np.ndarray:
-        """``J' J`` of the first variables, (width, width)."""
+        """``J' J`` of the first variables, (width, width), as if all details beyond were held."""
         import tensorflow as tf
 
-        columns = self.function("columns")
+        columns, octaves = self.function("columns"), self._whole(_FULL)
+        size = self.model.grid << octaves
+        quadrants = self.observation.precision.reshape(size, -1, size, self.model.size // size)
+        weight = tf.constant(np.sqrt(quadrants.sum(axis=(1, 3))), tf.float32)
         there = tf.constant(np.broadcast_to(values, (_FULL_BATCH, self.length)), tf.float32)
         found = []
         for first in range(0, width, _FULL_BATCH):
             directions = np.eye(_FULL_BATCH, self.length, first, dtype=np.float32)
-            found.append(columns(there, tf.constant(directions)).numpy())
+            found.append(columns(there, tf.constant(directions), weight, octaves).numpy())
         derivatives = np.concatenate(found)[:width]
         precision = (derivatives @ derivatives.T).astype(float)
         # Single precision must not make it indefinite.
@@ -711,15 +739,19 @@ class _Ladder:
     def blocks(self, most: int) -> list[tuple[int, int]]:
         """Number and width of the blocks of each part of the variables.
 
-        The first are scale, coarsest map and as many octaves as stay below ``most`` variables.
+        The first are scale, coarsest map and the octaves of which data tell, as many as stay below
+        ``most`` variables.
         """
-        octaves = self.sizes[2 : self._coloured_at]
-        width, whole = self.sizes[0] + self.sizes[1], 0
-        while whole < len(octaves) and width + octaves[whole] <= most:
-            width, whole = width + octaves[whole], whole + 1
+        whole = self._whole(most)
+        width = sum(self.sizes[: 2 + whole])
         fine = self.shapes[2 + whole : self._coloured_at]
         parts = [(1, width), *((shape[0] * shape[1], shape[2]) for shape in fine)]
         return parts + [(size, 1) for size in self.sizes[self._coloured_at :]]
+
+    def _whole(self, most: int) -> int:
+        """How many octaves are one block with scale and coarsest map."""
+        widths = np.cumsum(self.sizes[: 2 + self.told])
+        return max(int((widths <= most).sum()) - 2, 0)
 
     @property
     def _coloured_at(self) -> int:
@@ -990,8 +1022,8 @@ def sample_posterior(
     observation: Observation,
     *,
     draws: int = 1000,
-    chains: int = 4,
-    warmup: int = 200,
+    chains: int = 8,
+    warmup: int = 100,
     estimate: Estimate | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -1039,8 +1071,8 @@ def sample_posterior(
         raise ValueError(f"chains={chains}: two or more are needed to see whether they agree")
     if draws < 4 * chains or draws % chains:
         raise ValueError(f"draws={draws} must be a multiple of the {chains} chains, 4 or more each")
-    if warmup < 2 * _SETTLING:
-        raise ValueError(f"warmup={warmup}: at least {2 * _SETTLING} steps are needed")
+    if warmup < _SHORTEST_WARMUP:
+        raise ValueError(f"warmup={warmup}: at least {_SHORTEST_WARMUP} steps are needed")
     tensorflow_probability()
     ladder = _problem(model, observation, warmup)
     began = time.perf_counter()
@@ -1064,7 +1096,7 @@ def sample_posterior(
             length = _TRAJECTORY * rng.uniform(1 - _JITTER, 1 + _JITTER)
             step_size = float(results.new_step_size)
             count = int(np.clip(round(length / step_size), 1, _MOST_STEPS))
-            if number < _SETTLING:
+            if number < half:
                 count = min(count, _SETTLING_STEPS)
             key = rng.integers(0, 2**31 - 1, 2, dtype=np.int32)
             white, results, there, patches = ladder.function("step")(
@@ -1131,17 +1163,12 @@ def fill_holes(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _known_cells(model: PatchModel, observation: Observation) -> list[np.ndarray]:
-    """Cells of each octave, coarse to fine, of whose details the data show more than the prior.
+def _detail_noise(model: PatchModel, observation: Observation) -> list[np.ndarray]:
+    """How well the data know details: noise of each octave's, coarse to fine, (m, m).
 
-    That is, more than the decoder's noise lets them vary; boolean, (m, m).
+    In units of the details' own scale; infinite where they are not seen.
     """
-    if observation.noise_power is None:
-        sigma = np.broadcast_to(observation.noise, observation.mask.shape)
-    else:
-        sigma = np.full(observation.mask.shape, observation.rms)
-    precision = np.where(observation.mask, 1 / sigma**2, 0.0)
-    cells = []
+    precision, found = observation.precision, []
     for octave in range(model.octaves):
         # A Haar detail is a sum of four means, of a quadrant each, over four.
         size = model.size >> octave
@@ -1151,13 +1178,12 @@ def _known_cells(model: PatchModel, observation: Observation) -> list[np.ndarray
         )
         half = size // 2
         noise = 0.25 * np.sqrt(variance.reshape(half, 2, half, 2).sum(axis=(1, 3)))
-        known = noise < model.residual * model.scale * model.detail_scale[octave]
         if observation.response is not None:
             # What the beam has dimmed to less than half is not known, either.
             seen = np.interp(half, 0.5 * np.arange(model.size), observation.response[0])
-            known &= seen > 0.5
-        cells.append(known)
-    return cells[::-1]
+            noise = noise if seen > 0.5 else np.full_like(noise, np.inf)
+        found.append(noise / (model.scale * model.detail_scale[octave]))
+    return found[::-1]
 
 
 def _problem(model: PatchModel, observation: Observation, warmup: int = 0) -> _Ladder:
@@ -1173,6 +1199,22 @@ def _problem(model: PatchModel, observation: Observation, warmup: int = 0) -> _L
         model.ladders[key] = _Ladder(model, observation)
         model.ladders[key].adaptation = warmup // 2
     return model.ladders[key]
+
+
+def _between_means(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Geometric mean of the arithmetic and the harmonic mean of positive definite matrices.
+
+    Of two, ``L (L^-1 B L^-T)^(1/2) L^T`` with ``A = L L^T`` (Bhatia 2007, Positive Definite
+    Matrices, section 4.1).
+    """
+    if len(matrices) == 1:
+        return matrices[0]
+    root = np.linalg.cholesky(np.mean(matrices, axis=0))
+    harmonic = np.linalg.inv(np.mean([np.linalg.inv(each) for each in matrices], axis=0))
+    half = linalg.solve_triangular(root, harmonic, lower=True)
+    values, vectors = np.linalg.eigh(linalg.solve_triangular(root, half.T, lower=True))
+    turned = root @ vectors
+    return (turned * np.sqrt(values)) @ turned.T
 
 
 def _mirror(patches: np.ndarray, response: np.ndarray) -> np.ndarray:
