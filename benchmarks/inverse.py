@@ -175,6 +175,7 @@ def holes(
     patches: int,
     draws: int,
     warmup: int,
+    residual: float | None,
     seed: int,
 ) -> dict[str, Any]:
     """Holes in patches of maps, filled by the network and by Gaussian realisations."""
@@ -183,19 +184,21 @@ def holes(
     kinds = list(some_masks(size).items())
     found: dict[str, dict[str, list[float]]] = {}
     entry: dict[str, Any] = {"size": size, "noise": NOISE, "regions": regions}
+    entry["residual"] = residual
     filled: dict[str, list[np.ndarray]] = {"sky": [], "network": [], "gaussian": []}
     hidden: list[np.ndarray] = []
     for each in read_maps(maps, None):
         wanted = [name for name in each.sky.region_names if name in regions]
         cut = grid_patches(each.sky, size, each.pixel_size, regions=wanted)
         chosen = rng.permutation(len(cut))[:patches]
-        unseen = PatchModel(generator, size, environment=each.environment)
+        options = {"environment": each.environment, "residual": residual}
+        unseen = PatchModel(generator, size, **options)
         power = mirror_power(unseen.sample(64, seed=seed))
         for number, place in enumerate(chosen):
             truth = cut.patches[place].astype(float)
             mask = kinds[number % len(kinds)][1]
             seen = Observation(truth, NOISE, mask).simulate(truth, rng)
-            model = PatchModel.for_data(generator, seen, environment=each.environment)
+            model = PatchModel.for_data(generator, seen, **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 posterior = sample_posterior(
@@ -337,7 +340,10 @@ def main(
     filled: Annotated[int, typer.Option(min=2, help="Patches of each map with a hole.")] = 12,
     draws: Annotated[int, typer.Option(min=100, help="Of each posterior.")] = 600,
     timed: Annotated[int, typer.Option(min=0, help="Pixels a side of what is timed.")] = 128,
-    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before.")] = 120,
+    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before.")] = 80,
+    residual: Annotated[
+        float | None, typer.Option(help="Decoder's noise in holes [that of the training].")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
 ) -> None:
     """Judge posteriors of the inverse tasks; parts of which nothing is asked are left out."""
@@ -345,7 +351,7 @@ def main(
     report: dict[str, Any] = {"weights": load_generator(weights).sha256}
     if maps:
         report["holes"] = holes(
-            weights, list(maps), list(region), size, filled, draws, warmup, seed
+            weights, list(maps), list(region), size, filled, draws, warmup, residual, seed
         )
         write_json(report, out / "inverse.json")
     if timed:

@@ -46,7 +46,7 @@ def posterior(model, problem) -> Posterior:
     pytest.importorskip("tensorflow_probability")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return sample_posterior(model, problem, draws=100, warmup=80, seed=2)
+        return sample_posterior(model, problem, draws=104, warmup=80, seed=2)
 
 
 class TestObservation:
@@ -135,6 +135,7 @@ class TestPatchModel:
         [
             ({"scale": 0.0}, "scale=0.0"),
             ({"mean_spread": -1.0}, "mean_spread"),
+            ({"residual": 0.0}, "residual"),
             ({"mean": np.nan}, "mean=nan"),
             ({"size": 40}, "multiple of 16"),
             ({"environment": 2.0}, "environment"),
@@ -221,6 +222,15 @@ class TestMaximise:
 
 
 class TestPosterior:
+    def test_more_noise_of_the_decoder_widens_the_prior(self, model):
+        wide = PatchModel(model.generator, SIZE, scale_spread=0.2, residual=1.0)
+        usual, noisy = (each.sample(16, seed=5).var(axis=(1, 2)) for each in (model, wide))
+        assert np.median(noisy) > np.median(usual)
+        # What is left over is counted in units of the noise.
+        patch = model.sample(1, seed=6)
+        left = [each.encode(patch)[-1][..., -3:].std() for each in (model, wide)]
+        assert left[1] == pytest.approx(left[0] * model.residual, rel=1e-4)
+
     def test_intervals_hold_the_truth(self, posterior, problem, truth):
         low, high = posterior.interval(0.95)
         inside = (truth > low) & (truth < high)
@@ -260,8 +270,8 @@ class TestPosterior:
             posterior.save(tmp_path / "p.txt")
 
     def test_refused(self, posterior):
-        with pytest.raises(ValueError, match="1 to 100 draws"):
-            posterior.draws(101)
+        with pytest.raises(ValueError, match="1 to 104 draws"):
+            posterior.draws(105)
         with pytest.raises(ValueError, match="probability"):
             posterior.interval(95)
 
@@ -281,7 +291,7 @@ class TestPosterior:
     def test_short_chains_warn(self, model, problem):
         pytest.importorskip("tensorflow_probability")
         with pytest.warns(ConvergenceWarning, match="have not converged"):
-            sample_posterior(model, problem, draws=16, warmup=80, seed=3)
+            sample_posterior(model, problem, draws=32, warmup=80, seed=3)
 
     def test_says_how_to_get_the_library(self, model, problem, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "tensorflow_probability", None)

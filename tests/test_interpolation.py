@@ -148,12 +148,12 @@ class TestCommands:
         pytest.importorskip("tensorflow_probability")
         out = files / "filled.npz"
         result = self.run(
-            *("impute", files / "a.npy", "--mask", "circle:4", "--draws", 16),
+            *("impute", files / "a.npy", "--mask", "circle:4", "--draws", 32),
             *("--warmup", 40, "--out", out),
         )
         assert result.exit_code == 0, result.output
         assert "have not converged" in result.stderr
-        assert Posterior.load(out).draws(16).shape == (16, 32, 32)
+        assert Posterior.load(out).draws(32).shape == (32, 32, 32)
 
     def test_interpolate(self, files):
         out = files / "path.gif"

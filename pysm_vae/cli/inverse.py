@@ -87,8 +87,15 @@ def impute(
     noise: Noise = 0.2,
     beam: Beam = None,
     linear: Linear = False,
-    draws: Annotated[int, typer.Option(min=16, help="Patches to draw; a multiple of 4.")] = 1000,
-    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before that.")] = 200,
+    draws: Annotated[int, typer.Option(min=32, help="Patches to draw; a multiple of 8.")] = 1000,
+    warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before that.")] = 80,
+    residual: Annotated[
+        float | None,
+        typer.Option(
+            help="Decoder's noise; more of it makes holes of unusual sky less certain: 0.3, say "
+            "[that of the training, 0.1].",
+        ),
+    ] = None,
     environment: Environment = None,
     weights: Weights = "default",
     seed: Seed = 0,
@@ -101,7 +108,7 @@ def impute(
     """
     with reported(debug):
         model, seen = _posed(
-            patch, out, ".npz", noise, mask, beam, linear, environment, weights, debug
+            patch, out, ".npz", noise, mask, beam, linear, environment, weights, debug, residual
         )
         with without_native_notes(debug):
             from pysm_vae.vae.inference import (
@@ -248,6 +255,7 @@ def _posed(
     environment: float | None,
     weights: str,
     debug: bool,
+    residual: float | None = None,
 ) -> tuple[PatchModel, Observation]:
     """The problem, once everything about it is known to be fit."""
     import numpy as np
@@ -271,7 +279,10 @@ def _posed(
         import tensorflow  # noqa: F401
     from pysm_vae.vae.generator import load_generator
 
-    return PatchModel.for_data(load_generator(weights), seen, environment=environment), seen
+    model = PatchModel.for_data(
+        load_generator(weights), seen, environment=environment, residual=residual
+    )
+    return model, seen
 
 
 def _check_out(out: Path, *suffixes: str) -> None:
