@@ -16,6 +16,7 @@ from pysm_vae.vae.inference import (
     Observation,
     PatchModel,
     Posterior,
+    _between_means,
     fill_holes,
     maximise,
     sample_posterior,
@@ -297,6 +298,25 @@ class TestPosterior:
         monkeypatch.setitem(__import__("sys").modules, "tensorflow_probability", None)
         with pytest.raises(ModuleNotFoundError, match="inference"):
             sample_posterior(model, problem)
+
+
+class TestBetweenMeans:
+    def test_of_one_is_itself(self, rng):
+        matrix = np.cov(rng.standard_normal((5, 40)))
+        np.testing.assert_array_equal(_between_means([matrix]), matrix)
+
+    def test_of_matrices_that_share_their_axes(self, rng):
+        axes = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+        values = np.exp(3 * rng.standard_normal((4, 6)))
+        found = _between_means([(axes * each) @ axes.T for each in values])
+        expected = np.sqrt(values.mean(axis=0) / (1 / values).mean(axis=0))
+        np.testing.assert_allclose(found, (axes * expected) @ axes.T, rtol=1e-9, atol=1e-9)
+
+    def test_turns_with_the_coordinates(self, rng):
+        matrices = [np.cov(rng.standard_normal((5, 40))) for _ in range(3)]
+        other = rng.standard_normal((5, 5))
+        turned = _between_means([other @ each @ other.T for each in matrices])
+        np.testing.assert_allclose(turned, other @ _between_means(matrices) @ other.T, rtol=1e-8)
 
 
 class TestGaussian:
