@@ -183,8 +183,7 @@ def holes(
     rng = np.random.Generator(np.random.Philox(seed))
     kinds = list(some_masks(size).items())
     found: dict[str, dict[str, list[float]]] = {}
-    entry: dict[str, Any] = {"size": size, "noise": NOISE, "regions": regions}
-    entry["residual"] = residual
+    entry: dict[str, Any] = {"size": size, "noise": NOISE, "regions": regions, "residual": residual}
     filled: dict[str, list[np.ndarray]] = {"sky": [], "network": [], "gaussian": []}
     hidden: list[np.ndarray] = []
     for each in read_maps(maps, None):

@@ -131,6 +131,15 @@ class TestPatchModel:
         np.testing.assert_array_equal(model.sample(1, seed=7), model.sample(1, seed=7))
         assert not np.allclose(model.sample(1, seed=7), model.sample(1, seed=8))
 
+    def test_more_noise_of_the_decoder_widens_the_prior(self, model):
+        wide = PatchModel(model.generator, SIZE, scale_spread=0.2, residual=1.0)
+        usual, noisy = (each.sample(16, seed=5).var(axis=(1, 2)) for each in (model, wide))
+        assert np.median(noisy) > np.median(usual)
+        # What is left over is counted in units of the noise.
+        patch = model.sample(1, seed=6)
+        left = [each.encode(patch)[-1][..., -3:].std() for each in (model, wide)]
+        assert left[1] == pytest.approx(left[0] * model.residual, rel=1e-4)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -223,15 +232,6 @@ class TestMaximise:
 
 
 class TestPosterior:
-    def test_more_noise_of_the_decoder_widens_the_prior(self, model):
-        wide = PatchModel(model.generator, SIZE, scale_spread=0.2, residual=1.0)
-        usual, noisy = (each.sample(16, seed=5).var(axis=(1, 2)) for each in (model, wide))
-        assert np.median(noisy) > np.median(usual)
-        # What is left over is counted in units of the noise.
-        patch = model.sample(1, seed=6)
-        left = [each.encode(patch)[-1][..., -3:].std() for each in (model, wide)]
-        assert left[1] == pytest.approx(left[0] * model.residual, rel=1e-4)
-
     def test_intervals_hold_the_truth(self, posterior, problem, truth):
         low, high = posterior.interval(0.95)
         inside = (truth > low) & (truth < high)

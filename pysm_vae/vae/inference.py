@@ -72,8 +72,8 @@ _FULL_PLACES = 4
 _TRAJECTORY = 1.5
 _JITTER = 0.4
 _MOST_STEPS = 64
-# Chains start far from where they will be; while the masses are not yet known they are not followed
-# far. Steps that are the least to learn them from.
+# Chains start far from where they will be: in the first half of the warm-up, before the masses are
+# measured where they have got to, no trajectory is longer than so many steps.
 _SETTLING_STEPS = 10
 _SHORTEST_WARMUP = 40
 # Rate of acceptance that step sizes are adapted to; near the best in many dimensions (0.65: Beskos
@@ -492,8 +492,7 @@ class _Ladder:
         if self.coloured:
             weight = 1 / np.sqrt(observation.noise_power)
         else:
-            sigma = np.broadcast_to(observation.noise, observation.mask.shape)
-            weight = np.where(observation.mask, 1 / sigma, 0.0)
+            weight = np.sqrt(observation.precision)
         noise = _detail_noise(self.model, observation)
         self.centred = [each < self.model.residual for each in noise]
         # Octaves of which the data tell.
@@ -562,9 +561,9 @@ class _Ladder:
             field = haar_synthesis(field, unit * details)
         if octaves is not None:
             patches = mean + scale * field[..., 0]
-            return patches, tf.concat(residuals, axis=1), -in_unit_of_data * log_scale[:, 0]
-        patches = mean + scale * self._filtered(field[..., 0], model.transfer)
-        if self.observation is not None:
+        else:
+            patches = mean + scale * self._filtered(field[..., 0], model.transfer)
+        if octaves is None and self.observation is not None:
             hidden = parts[-1] if self.coloured else None
             residuals.append(flat(self._misfit(patches, hidden)))
         return patches, tf.concat(residuals, axis=1), -in_unit_of_data * log_scale[:, 0]
