@@ -464,6 +464,21 @@ def test_box_is_the_mean_of_the_window_inside_the_map(rng, width):
     np.testing.assert_allclose(networks._box(field, width)[0, ..., 0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [3, 5, 17])
+def test_derivatives_of_box_are_those_of_a_linear_map(rng, width):
+    """Backward it is its transpose, ``(B x) . y = x . (B' y)``; forward it is itself."""
+    import tensorflow as tf
+
+    field, other = map(tf.constant, rng.standard_normal((2, 2, 12, 20, 3)).astype(np.float32))
+    with tf.autodiff.ForwardAccumulator(field, other) as tangent, tf.GradientTape() as tape:
+        tape.watch(field)
+        mean = networks._box(field, width)
+        product = tf.reduce_sum(mean * other)
+    np.testing.assert_allclose(tangent.jvp(mean), networks._box(other, width), atol=1e-6)
+    sent_back = tf.reduce_sum(tape.gradient(product, field) * field)
+    np.testing.assert_allclose(sent_back, product, rtol=1e-4, atol=1e-4)
+
+
 def test_critic_judges_the_patch_as_a_whole(rng):
     """With the places' verdicts left out there is one verdict a patch, the same everywhere."""
     critic = networks._Critic(1)

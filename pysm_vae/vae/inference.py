@@ -547,7 +547,7 @@ class _Ladder:
         environment = tf.fill((n,), np.float32(model.environment))
         for i in range(model.octaves if octaves is None else octaves):
             octave = model.octaves - 1 - i
-            latents, free = parts[2 + i][..., :-3], parts[2 + i][..., -3:]
+            latents, free = tf.split(parts[2 + i], [model.shapes[1 + i][2], 3], axis=3)
             decoded = network.decoded_details(field, latents, environment, octave)
             unit = model.detail_scale[octave]
             details, noise = decoded + model.residual * free, free
@@ -588,10 +588,8 @@ class _Ladder:
         return fft.dct(np.eye(size), axis=0, norm="ortho").astype(np.float32)
 
     def _transform(self, patches: Any) -> Any:
-        import tensorflow as tf
-
         # So small a transform is faster as a product of matrices.
-        return tf.einsum("ij,njk,lk->nil", self._cosines, patches, self._cosines)
+        return self._cosines @ patches @ self._cosines.T
 
     def _filtered(self, patches: Any, response: np.ndarray | None) -> Any:
         import tensorflow as tf
@@ -599,7 +597,7 @@ class _Ladder:
         if response is None:
             return patches
         waves = self._transform(patches) * tf.constant(response, tf.float32)
-        return tf.einsum("ji,njk,kl->nil", self._cosines, waves, self._cosines)
+        return self._cosines.T @ waves @ self._cosines
 
     def log_density(self, values: Any) -> Any:
         """Of the posterior, up to a constant, ``(n,)``."""
