@@ -49,6 +49,8 @@ SHOWN = 4
 WAVELENGTHS = (16, 8, 4)
 # As the paper's.
 NOISE = 0.2
+# Draws of which chi2 and texture are taken.
+SOME = 20
 
 
 def some_masks(size: int) -> dict[str, np.ndarray]:
@@ -184,8 +186,7 @@ def holes(
     kinds = list(some_masks(size).items())
     found: dict[str, dict[str, list[float]]] = {}
     entry: dict[str, Any] = {"size": size, "noise": NOISE, "regions": regions, "residual": residual}
-    filled: dict[str, list[np.ndarray]] = {"sky": [], "network": [], "gaussian": []}
-    hidden: list[np.ndarray] = []
+    texture: dict[str, list[np.ndarray]] = {"sky": [], "network": [], "gaussian": []}
     for each in read_maps(maps, None):
         wanted = [name for name in each.sky.region_names if name in regions]
         cut = grid_patches(each.sky, size, each.pixel_size, regions=wanted)
@@ -209,17 +210,14 @@ def holes(
                     power, seen, draws, rng, mean=model.mean, mean_spread=model.mean_spread
                 ),
             }
-            hidden.append(~mask)
-            filled["sky"].append(truth)
+            texture["sky"].append(textures(truth[None], ~mask)[0])
             for name, samples in draw.items():
                 inside = covered(truth, samples, mask)
-                last = np.where(mask, truth, samples[-1])
-                filled[name].append(last)
+                some = samples[:: max(1, draws // SOME)]
+                texture[name].append(textures(some, ~mask).mean(axis=0))
                 values = {
                     # Of the mean, and of draws, which scatter by the noise's share of it.
-                    "chi2 of draws": np.mean(
-                        [seen.chi2(s) for s in samples[:: max(1, draws // 20)]]
-                    ),
+                    "chi2 of draws": np.mean([seen.chi2(s) for s in some]),
                     "chi2 of truth": seen.chi2(truth),
                     "hidden 0.68": inside["0.68"]["hidden"],
                     "hidden 0.95": inside["0.95"]["hidden"],
@@ -236,41 +234,37 @@ def holes(
     entry["log score over gaussian error"] = float(better.std() / np.sqrt(len(better)))
     entry["patches"] = len(better)
     entry["wavelengths"] = WAVELENGTHS
-    for name, several in filled.items():
-        power, kurtosis = textures(np.array(several), np.array(hidden))
-        entry.setdefault("log power", {})[name] = summary(power)
-        entry.setdefault("kurtosis", {})[name] = summary(kurtosis)
-        if name == "sky":
-            sky = power, kurtosis
-            continue
-        entry.setdefault("log power over sky's", {})[name] = summary(power - sky[0])
-        entry.setdefault("kurtosis less sky's", {})[name] = summary(kurtosis - sky[1])
+    for name, values in texture.items():
+        ours, sky = np.array(values), np.array(texture["sky"])
+        for number, what in enumerate(("log power", "kurtosis")):
+            entry.setdefault(what, {})[name] = summary(ours[:, number])
+            if name != "sky":
+                over = summary(ours[:, number] - sky[:, number])
+                entry.setdefault(f"{what} less sky's", {})[name] = over
     return entry
 
 
-def textures(patches: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def textures(patches: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Logarithm of the variance, and excess kurtosis, of octaves in the hidden part of patches.
 
     Parameters
     ----------
     patches : ndarray, shape (n, size, size)
-        With filled holes, or what is there.
-    hidden : ndarray of bool, shape (n, size, size)
+        Whole draws, so that there is no step at the edge of a hole, or what is there.
+    hidden : ndarray of bool, shape (size, size)
 
     Returns
     -------
-    log_variance, kurtosis : ndarray, each of shape (n, octaves)
+    ndarray, shape (n, 2, octaves)
         Of wavelengths from ``WAVELENGTHS`` pixels to half as many.
     """
-    log_variance, kurtosis = [], []
+    found = []
     for wavelength in WAVELENGTHS:
         # As if pixels were an arcminute.
         band = 21600 / wavelength, 2 * 21600 / wavelength if wavelength > 4 else None
-        fields = bandpass_filter(patches, 1.0, *band)[0]
-        values = [field[where] for field, where in zip(fields, hidden, strict=True)]
-        log_variance.append([np.log(each.var()) for each in values])
-        kurtosis.append([stats.kurtosis(each) for each in values])
-    return np.array(log_variance).T, np.array(kurtosis).T
+        values = bandpass_filter(patches, 1.0, *band)[0][:, hidden]
+        found.append([np.log(values.var(axis=1)), stats.kurtosis(values, axis=1)])
+    return np.transpose(found, (2, 1, 0))
 
 
 def summary(values: np.ndarray) -> dict[str, list[float]]:
@@ -341,7 +335,7 @@ def main(
     timed: Annotated[int, typer.Option(min=0, help="Pixels a side of what is timed.")] = 128,
     warmup: Annotated[int, typer.Option(min=40, help="Steps of each chain before.")] = 80,
     residual: Annotated[
-        float | None, typer.Option(help="Decoder's noise in holes [that of the training].")
+        float | None, typer.Option(help="Decoder's noise in holes [as PatchModel.for_data].")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
 ) -> None:

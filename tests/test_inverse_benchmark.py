@@ -46,14 +46,12 @@ def test_masks_hide_something():
 
 
 def test_textures_are_those_of_the_hidden_part(rng):
-    hidden = np.zeros((2, 64, 64), bool)
-    hidden[:, 16:48, 16:48] = True
+    hidden = np.zeros((64, 64), bool)
+    hidden[16:48, 16:48] = True
     wave = np.broadcast_to(np.sin(2 * np.pi * np.arange(64) / 6), (64, 64))
     # Noise outside must not count; a wave of six pixels is of the second octave.
-    patches = np.stack(
-        [wave, 3 * wave + np.where(hidden[0], 0, 0.1 * rng.standard_normal((64, 64)))]
-    )
-    power, kurtosis = inverse.textures(patches, hidden)
+    patches = np.stack([wave, 3 * wave + np.where(hidden, 0, 0.1 * rng.standard_normal((64, 64)))])
+    power, kurtosis = inverse.textures(patches, hidden).swapaxes(0, 1)
     assert power[0, 1] == pytest.approx(np.log(0.5), abs=0.1)
     assert power[1, 1] - power[0, 1] == pytest.approx(2 * np.log(3), abs=0.01)
     assert power[0, 0] < power[0, 1] - 1

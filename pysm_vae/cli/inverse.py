@@ -92,8 +92,8 @@ def impute(
     residual: Annotated[
         float | None,
         typer.Option(
-            help="Decoder's noise; more of it makes holes of unusual sky less certain: 0.3, say "
-            "[that of the training, 0.1].",
+            help="Decoder's noise; more of it makes holes less certain [0.3, and 0.1 in the finest "
+            "octave; of the training 0.1].",
         ),
     ] = None,
     environment: Environment = None,

@@ -7,14 +7,15 @@ Hamiltonian Monte Carlo.
 
 The prior is the whole model that was trained, which has noise in the decoder: each octave's details
 are what the network makes of standard normal latents, plus Gaussian noise of ``residual`` (0.1)
-times their scale. Of :meth:`Generator.sample` that noise is left out. It adds a hundredth to an
-octave's variance, and eases sampling: without it half the directions of the latents, of which there
-are twice as many as pixels, are free, and the others are pinned on a thin, curved sheet.
+times their scale. :meth:`Generator.sample` leaves that noise out; here its power is filtered away.
+It eases sampling: without it half the directions of the latents, of which there are twice as many
+as pixels, are free, and the others are pinned on a thin, curved sheet.
 
 Of patches that the model itself has drawn, intervals hold the truth as often as they say
 (``benchmarks/inverse.py``: 68 and 95 per cent held 65 and 94 of the hidden pixels), although chains
-are slow to agree in holes: look at the diagnostics. In holes of real sky they are too narrow, less
-so with ``residual=0.3`` (``docs/realism.md``).
+are slow to agree in holes: look at the diagnostics. Real sky is given more of the decoder's noise
+(:meth:`PatchModel.for_data`), without which intervals in its holes are too narrow; they still are a
+little (``docs/realism.md``).
 
 Details that the data know better than that noise does are sampled as maps (*centred*), the others
 as latents (Papaspiliopoulos, Roberts & Sköld 2007, Statist. Sci. 22, 59): then data pin down maps,
@@ -31,7 +32,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from scipy import fft, linalg, ndimage, optimize
 
 from pysm_vae.files import atomic_write
 from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers, standardise
+from pysm_vae.stats.wiener import mirror_power
 
 if TYPE_CHECKING:
     from pysm_vae.vae.generator import Generator
@@ -51,6 +53,9 @@ Progress = Callable[[str, int, int], None]
 
 # Gaussian: FWHM = sqrt(8 ln 2) sigma.
 _SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
+
+# Patches of which the power is compared with and without the decoder's noise.
+_COMPARED = 256
 
 # Steps of a quasi-Newton search, and of its memory.
 _SEARCH_STEPS = 150
@@ -66,6 +71,10 @@ _PROBE_BATCH = 8
 _FULL = 3072
 _FULL_BATCH = 32
 _FULL_PLACES = 4
+
+# Decoder's noise in sky that training has not seen, but for the finest octave, most of whose power
+# it would be.
+_UNSEEN_RESIDUAL = 0.3
 
 # Length of a trajectory, in units in which a standard normal has a quarter period of pi / 2, and
 # how much it is varied, so that none returns to where it came from (Neal 2011, section 3.2).
@@ -273,11 +282,12 @@ class PatchModel:
     scale, scale_spread : float
         Of the patch's scale: median, and standard deviation of its logarithm.
     calibrated : bool
-        Filter patches by the card's transfer, as :meth:`Generator.sample` does.
-    residual : float, optional
-        Standard deviation of the decoder's noise, in units of the details' scale; by default that
-        of the training. Of sky that training has not seen, details lie further from what the
-        network makes: more of it makes holes less certain, and chains faster.
+        Filter patches by the card's transfer, as :meth:`Generator.sample` does, and so that the
+        decoder's noise adds no power.
+    residual : float or sequence of float, optional
+        Standard deviation of the decoder's noise, in units of the details' scale, in all octaves or
+        in each, fine to coarse; by default that of the training. Of sky that training has not seen,
+        details lie further from what the network makes: more of it makes holes less certain.
 
     Raises
     ------
@@ -296,7 +306,7 @@ class PatchModel:
         scale: float = 1.0,
         scale_spread: float = 0.3,
         calibrated: bool = True,
-        residual: float | None = None,
+        residual: float | Sequence[float] | None = None,
     ) -> None:
         if not generator.conditional:
             raise ValueError(
@@ -304,13 +314,8 @@ class PatchModel:
                 "tasks do not sample: use an 'octave' network"
             )
         network = generator.network
-        self.residual = float(network.residual if residual is None else residual)
-        numbers = {
-            "mean_spread": mean_spread,
-            "scale": scale,
-            "scale_spread": scale_spread,
-            "residual": self.residual,
-        }
+        self.residual = self._checked_residual(network, residual)
+        numbers = {"mean_spread": mean_spread, "scale": scale, "scale_spread": scale_spread}
         for name, value in numbers.items():
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value!r} must be a positive number")
@@ -322,7 +327,7 @@ class PatchModel:
         self.environment = generator.checked_environment(environment)
         self.mean, self.mean_spread = float(mean), float(mean_spread)
         self.scale, self.scale_spread = float(scale), float(scale_spread)
-        self.transfer = generator.transfer(self.size, self.environment) if calibrated else None
+        self.transfer = self._transfer() if calibrated else None
         # What was compiled for earlier observations.
         self.ladders: dict[tuple[Any, ...], _Ladder] = {}
         self.detail_scale = np.asarray(network.detail_scale, float)
@@ -330,6 +335,26 @@ class PatchModel:
         # Its columns are orthogonal; that of the mean is zero.
         norm = (self.root**2).sum(axis=0)
         self.inverse_root = self.root * np.where(norm > 1e-6, 1 / np.maximum(norm, 1e-6), 0.0)
+
+    def _transfer(self) -> np.ndarray:
+        """The card's filter, and what takes away the power that the decoder's noise adds."""
+        size, number = self.generator.size, mirror_wavenumbers(self.size)
+        power = _power_without_noise(self.generator, self.environment, tuple(self.residual))
+        gain = np.interp(number * size / self.size, mirror_wavenumbers(size)[0], np.sqrt(power))
+        card = self.generator.transfer(self.size, self.environment)
+        return gain if card is None else gain * card
+
+    @staticmethod
+    def _checked_residual(network: Any, residual: float | Sequence[float] | None) -> np.ndarray:
+        given = np.asarray(network.residual if residual is None else residual, float)
+        if given.shape not in ((), (network.octaves,)):
+            raise ValueError(
+                f"residual={residual!r}: give one number, or one of each of the network's "
+                f"{network.octaves} octaves, fine to coarse"
+            )
+        if not (np.isfinite(given) & (given > 0)).all():
+            raise ValueError(f"residual={residual!r} must be positive")
+        return np.broadcast_to(given, network.octaves)
 
     @classmethod
     def for_data(
@@ -339,17 +364,22 @@ class PatchModel:
         *,
         environment: float | None = None,
         calibrated: bool = True,
-        residual: float | None = None,
+        residual: float | Sequence[float] | None = None,
     ) -> PatchModel:
         """A wide prior of mean and scale about what the data show.
 
         The mean is expected at that of the data, give or take their standard deviation; the scale
-        at that standard deviation, less the noise, give or take half an e-fold.
+        at that standard deviation, less the noise, give or take half an e-fold. The decoder's noise
+        is by default that of the training in the finest octave and 0.3 in the others: with less, of
+        sky that training has not seen, too much is ruled out (``docs/realism.md``).
         """
         data = observation.data[observation.mask]
         spread = float(data.std()) if data.size > 1 else observation.rms
         # Of data that are all noise, a tenth of it may be signal.
         scale = math.sqrt(max(spread**2 - observation.rms**2, 0.01 * spread**2))
+        if residual is None and generator.conditional:
+            network = generator.network
+            residual = [network.residual, *[_UNSEEN_RESIDUAL] * (network.octaves - 1)]
         return cls(
             generator,
             observation.size,
@@ -378,6 +408,13 @@ class PatchModel:
             raise ValueError(f"n={n}: draw at least one patch")
         rng = _philox(seed)
         return np.concatenate([self.decode(self._draw(rng)) for _ in range(n)])
+
+    def _without_noise(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The same latents, with none of the decoder's noise."""
+        quiet = [each.copy() for each in latents]
+        for each in quiet[2:]:
+            each[..., -3:] = 0.0
+        return quiet
 
     def _draw(self, rng: np.random.Generator) -> list[np.ndarray]:
         shapes = [(1, *shape) for shape in self.ladder.shapes]
@@ -437,7 +474,7 @@ class PatchModel:
             latents = np.asarray(middle) + np.exp(np.asarray(log_width)) * noise
             decoded = network.decoded_details(coarse, latents, environment, octave)
             left = np.asarray(details) / self.detail_scale[octave] - np.asarray(decoded)
-            octaves.append(np.concatenate([latents, left / self.residual], axis=-1))
+            octaves.append(np.concatenate([latents, left / self.residual[octave]], axis=-1))
         top = np.asarray(coarse).reshape(len(patches), -1) @ self.inverse_root
         top = top.reshape(-1, self.grid, self.grid)
         return [np.stack([mean, np.log(scale)], axis=1), top, *octaves[::-1]]
@@ -494,7 +531,8 @@ class _Ladder:
         else:
             weight = np.sqrt(observation.precision)
         noise = _detail_noise(self.model, observation)
-        self.centred = [each < self.model.residual for each in noise]
+        residual = self.model.residual[::-1]
+        self.centred = [each < limit for each, limit in zip(noise, residual, strict=True)]
         # Octaves of which the data tell.
         self.told = sum(bool((each < 1).any()) for each in noise)
         held = [observation.data, weight, *(each[..., None] for each in self.centred)]
@@ -549,13 +587,13 @@ class _Ladder:
             octave = model.octaves - 1 - i
             latents, free = tf.split(parts[2 + i], [model.shapes[1 + i][2], 3], axis=3)
             decoded = network.decoded_details(field, latents, environment, octave)
-            unit = model.detail_scale[octave]
-            details, noise = decoded + model.residual * free, free
+            unit, residual = model.detail_scale[octave], model.residual[octave]
+            details, noise = decoded + residual * free, free
             if self._held is not None:
                 centred = self._held[2 + i]
                 maps = free / (scale[..., None] * unit)
                 details += centred * (maps - details)
-                noise += centred * ((maps - decoded) / model.residual - noise)
+                noise += centred * ((maps - decoded) / residual - noise)
                 in_unit_of_data += 3 * tf.reduce_sum(centred)
             residuals += [flat(latents), flat(noise)]
             field = haar_synthesis(field, unit * details)
@@ -651,7 +689,7 @@ class _Ladder:
             functions = (patches, descent, probe, columns, begin, step)
             chosen = next(each for each in functions if each.__name__ == name)
             # A plain graph: XLA is several times slower for these convolutions on a CPU.
-            self._functions[name] = tf.function(chosen, jit_compile=False)
+            self._functions[name] = tf.function(chosen, jit_compile=False, reduce_retracing=True)
         return self._functions[name]
 
     def patches(self, values: np.ndarray) -> np.ndarray:
@@ -1208,6 +1246,35 @@ def _problem(model: PatchModel, observation: Observation, warmup: int = 0) -> _L
         model.ladders[key] = _Ladder(model, observation)
         model.ladders[key].adaptation = warmup // 2
     return model.ladders[key]
+
+
+@lru_cache(maxsize=16)
+def _power_without_noise(
+    generator: Generator, environment: float, residual: tuple[float, ...]
+) -> np.ndarray:
+    """What the decoder's noise leaves of a patch's power, the noise's own left out; below one.
+
+    Returns
+    -------
+    ndarray, shape (size,)
+        Power of patches of the training size without the noise over that with it, measured on the
+        wavenumbers of the first row of `mirror_wavenumbers`.
+    """
+    model = PatchModel(
+        generator,
+        environment=environment,
+        scale_spread=0.1,
+        calibrated=False,
+        residual=residual,
+    )
+    rng = _philox(0)
+    latents = [model._draw(rng) for _ in range(_COMPARED)]
+    pair = (latents, [model._without_noise(each) for each in latents])
+    noisy, quiet = (
+        mirror_power(model.decode([np.concatenate(part) for part in zip(*each, strict=True)]))[0]
+        for each in pair
+    )
+    return np.divide(quiet, noisy, where=noisy > 0, out=np.ones_like(noisy))
 
 
 def _between_means(matrices: Sequence[np.ndarray]) -> np.ndarray:
