@@ -258,6 +258,10 @@ class VAEDust(pysm3.Model):
             self.mbb_index = _varied(self.mbb_index + shift, scatter[0] * drawn[0])
             self.mbb_temperature = _varied(self.mbb_temperature, scatter[1] * drawn[1])
 
+    def __repr__(self) -> str:
+        parts = f"weights={self.generator.name!r}, template={self.template.name!r}"
+        return f"VAEDust(nside={self.nside}, seed={self.seed}, {parts})"
+
     @property
     def I_ref(self) -> u.Quantity:
         """Intensity at the reference frequency, µK_RJ."""

@@ -235,7 +235,7 @@ def parse_seeds(text: str) -> list[int]:
             )
         first, last = int(ends[0]), int(ends[-1]) + (len(ends) == 1)
         if first >= last:
-            raise ValueError(f"seeds {text!r}: the range {word.strip()!r} has none")
+            raise ValueError(f"seeds {text!r}: the range {word.strip()!r} must rise")
         if len(seeds) + last - first > _MOST:
             raise ValueError(f"seeds {text!r} are more than {_MOST}: make them in several runs")
         seeds += range(first, last)

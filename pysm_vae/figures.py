@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import healpy as hp
@@ -16,7 +17,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import AsinhNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import from_log_pol_tens
@@ -33,9 +34,14 @@ FIELD = (110.0, -38.0)
 #: Its side, degrees.
 FIELD_SIDE = 20.0
 
+_TITLES = {"I": "Stokes I", "Q": "Stokes Q", "U": "Stokes U", "P": r"$P = \sqrt{Q^2 + U^2}$"}
+# Of patches, what is not on the scale of the others.
+_SPREAD = "standard deviation"
 _CASES = ("template only", "with small scales")
 _FIELD_PIXELS = 400
 _SKY_PIXELS = 1200
+# Least distance of the numbers under a colour bar, over its length.
+_TICKS_APART = 0.11
 # Finer maps are averaged to this, of which a pixel is one of the picture's.
 _SKY_NSIDE = 256
 
@@ -142,7 +148,7 @@ def _draw_region(
             norm=norm,
             interpolation="antialiased",
         )
-        axis.set_title(name, fontsize=16)
+        axis.set_title(_TITLES[name], fontsize=16)
         axis.set_xlabel("degrees east")
         _linear_ticks(_colour_bar([axis], shown, label))
 
@@ -151,9 +157,21 @@ def _linear_ticks(bar: Colorbar) -> None:
     """Ticks for values that need not span a decade."""
     low, high = bar.mappable.get_clim()
     ticks = [float(tick) for tick in MaxNLocator(5).tick_values(low, high)]
-    bar.set_ticks([tick for tick in ticks if low <= tick <= high])
+    _set_ticks(bar, [tick for tick in ticks if low <= tick <= high])
+
+
+def _set_ticks(bar: Colorbar, ticks: Sequence[float]) -> None:
+    """Those of the ticks, the first ones first, whose numbers do not touch."""
+    kept: list[float] = []
+    for tick in ticks:
+        places = [float(bar.norm(each)) for each in (tick, *kept)]
+        if all(abs(place - places[0]) > _TICKS_APART for place in places[1:]):
+            kept.append(tick)
+    bar.set_ticks(sorted(kept))
     bar.set_ticks([], minor=True)
-    bar.ax.xaxis.set_major_formatter("{x:g}")
+    numbers = ScalarFormatter(useMathText=True)
+    numbers.set_powerlimits((-3, 5))
+    bar.ax.xaxis.set_major_formatter(numbers)
 
 
 def file_figure(
@@ -236,6 +254,36 @@ def file_figure(
     return figure
 
 
+def patch_figure(panels: dict[str, np.ndarray], *, title: str = "") -> Figure:
+    """Square patches of log-intensity side by side, on one scale, and how uncertain they are.
+
+    Parameters
+    ----------
+    panels : dict of str to ndarray, each (size, size)
+        By their headings; one that is called "standard deviation" has a scale of its own.
+    title : str
+        Put above.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        With an Agg canvas; no global state of matplotlib is touched.
+    """
+    figure = Figure(figsize=(0.4 + 3.6 * len(panels), 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=14)
+    patches = [patch for name, patch in panels.items() if name != _SPREAD]
+    level = Normalize(*np.nanpercentile(patches, (0.2, 99.8))) if patches else None
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, patch) in zip(axes, panels.items(), strict=True):
+        colours, norm = ("viridis", None) if name == _SPREAD else ("inferno", level)
+        shown = axis.imshow(np.ma.masked_invalid(patch), origin="lower", cmap=colours, norm=norm)
+        axis.set_title(name, fontsize=13)
+        axis.set(xticks=[], yticks=[])
+        _linear_ticks(_colour_bar([axis], shown, "ln I"))
+    return figure
+
+
 def _in_ring_order(read: HealpixFile) -> tuple[np.ndarray | None, np.ndarray]:
     """Pixels (rising; None for all) and maps, RING."""
     if read.pixels is None:
@@ -283,7 +331,7 @@ def _draw_zoom(
             norm=norm,
             interpolation="antialiased",
         )
-        axis.set_title(name, fontsize=14)
+        axis.set_title(_TITLES[name], fontsize=14)
         axis.set_xlabel("degrees east")
         _linear_ticks(_colour_bar([axis], shown, label))
     axes[0].set_ylabel("degrees north")
@@ -358,16 +406,17 @@ def _draw_skies(
         axis.add_patch(outline)
         shown.set_clip_path(outline)
         axis.set(xlim=(-2.02, 2.02), ylim=(-1.02, 1.02), frame_on=False, xticks=[], yticks=[])
-        axis.set_title(name, fontsize=16)
+        axis.set_title(_TITLES[name], fontsize=16)
         bar = _colour_bar([axis], shown, label)
         if isinstance(norm, AsinhNorm):
             # Its own ticks crowd around zero.
             step = 10.0 ** np.floor(np.log10(norm.vmax))
-            bar.set_ticks([-step, -step / 10, 0, step / 10, step], minor=False)
-            bar.set_ticks([], minor=True)
-            bar.ax.xaxis.set_major_formatter("{x:g}")
+            _set_ticks(bar, [0, -step, step, -step / 10, step / 10])
     if frame is not None:
         x, y = projection.ang2xy(*_outline(*frame))
+        # What crosses the edge of the picture goes on at its other side; no line joins the two.
+        across = np.flatnonzero(np.abs(np.diff(x)) > 1) + 1
+        x, y = (np.insert(each, across, np.nan) for each in (x, y))
         axes[0].plot(x, y, color="white", linewidth=1.3)
 
 

@@ -78,7 +78,12 @@ def strict_fits(path: Path, name: str) -> Iterator[fits.HDUList]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnfitMap(f"{name} cannot be read as FITS ({reason}). Give a whole file.") from error
+        if "No SIMPLE card" in reason:
+            # astropy goes on with advice on its own options.
+            reason = "it does not begin as FITS files do"
+        raise UnfitMap(
+            f"{name} cannot be read as FITS ({reason}). Give a whole FITS file."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -557,7 +557,8 @@ def _cards(model: VAEDust, order: Order, number: int) -> list[tuple]:
         cards.append(("REGION", _ascii(_region_name(order.region)), "the part of the sky"))
     if order.settings:
         text = json.dumps(order.settings, default=str, sort_keys=True)
-        cards.append(("SETTINGS", _ascii(text), "other arguments of VAEDust"))
+        # As long as it likes: a comment would be cut off.
+        cards.append(("SETTINGS", _ascii(text)))
     cards += [
         ("PRESET", order.label, "pysm_vae preset; -custom: with other parts"),
         ("SEED", model.seed, "seed of the small scales"),

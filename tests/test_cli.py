@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import healpy as hp
@@ -13,6 +15,7 @@ import pysm3.units as u
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from PIL import Image
 from quick import QuickDust
 from synthetic import make_card
 from typer.testing import CliRunner
@@ -26,6 +29,7 @@ from pysm_vae.cli.learning import MapArgument, parse_map, training_config, train
 from pysm_vae.cli.sky import parse_band, parse_settings
 from pysm_vae.figures import file_figure
 from pysm_vae.mapfiles import read_healpix, write_map
+from pysm_vae.vae.inference import Posterior
 
 BASE = ("simulate", "--nside", "16", "--freq", "353")
 
@@ -158,6 +162,7 @@ class TestSimulate:
             ((*BASE, "--freq", "353"), "give each only once"),
             ((*BASE, "--freq", "-3"), "finite and positive"),
             ((*BASE, "--freq", "nan"), "finite and positive"),
+            ((*BASE, "--freq", "353GHz"), "frequency '353GHz' is not a number of GHz"),
             ((*BASE, "--band", "160:140"), "must rise"),
             ((*BASE, "--band", "140-160"), "LOW:HIGH"),
             ((*BASE, "--bandpass", "none.txt"), "no such file"),
@@ -183,7 +188,7 @@ class TestSimulate:
         assert message in refused(*BASE, *args, "--out", tmp_path)
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("args", [("--freq", "x"), ("--seed", "-1"), ("--parrot",)])
+    @pytest.mark.parametrize("args", [("--seed", "x"), ("--seed", "-1"), ("--parrot",)])
     def test_usage(self, tmp_path, args):
         assert run(*BASE, *args, "--out", tmp_path).exit_code == 2
         assert list(tmp_path.iterdir()) == []
@@ -264,7 +269,7 @@ class TestEnsemble:
         ("args", "message"),
         [
             (("--seeds", "x"), "START:STOP"),
-            (("--seeds", "5:5"), "has none"),
+            (("--seeds", "5:5"), "must rise"),
             (("--seeds", "0:5", "--seed", "3"), "not both"),
             (("--seeds", "0:5", "--part", "6/5"), "K/N"),
             (("--part", "1/5"), "--part is for --seeds"),
@@ -345,6 +350,56 @@ class TestPlotAndInfo:
         assert result.stdout == f"{picture}\n"
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         assert "already exists" in refused("plot", maps[name], *args)
+
+    def test_frame_of_a_field_at_the_edge_of_the_picture(self, maps):
+        """Half of it is at the other side: no line crosses the sky from one to the other."""
+        read = read_healpix(maps["full"], "map")
+        for lon, breaks in ((110, 0), (180, 2)):
+            picture = file_figure(read, shown="I", zoom=(lon, -15, 16))
+            (frame,) = picture.subfigs[0].axes[0].lines
+            assert np.isnan(frame.get_xdata()).sum() == breaks
+            assert np.nanmax(np.abs(np.diff(frame.get_xdata()))) < 0.5
+
+    @pytest.mark.parametrize("scale", [1e-7, 1.0, 1e5])
+    def test_numbers_under_the_bars_do_not_touch(self, maps, scale):
+        read = read_healpix(maps["full"], "map")
+        picture = file_figure(replace(read, maps=scale * read.maps), zoom=(110, -38, 16))
+        picture.canvas.draw()
+        bars = [
+            axis
+            for part in picture.subfigs
+            for axis in part.axes
+            if axis.get_label() == "<colorbar>"
+        ]
+        assert len(bars) == 8
+        for bar in bars:
+            boxes = [
+                label.get_window_extent() for label in bar.get_xticklabels() if label.get_text()
+            ]
+            low, high = bar.bbox.x0, bar.bbox.x1
+            boxes = sorted((b.x0, b.x1) for b in boxes if low <= 0.5 * (b.x0 + b.x1) <= high)
+            assert len(boxes) >= 2
+            assert all(first[1] < second[0] for first, second in itertools.pairwise(boxes))
+
+    def test_patches(self, tmp_path, rng):
+        patches = rng.normal(size=(9, 32, 32))
+        np.save(tmp_path / "patch.npy", patches[0])
+        np.save(tmp_path / "path.npy", patches)
+        samples = patches[:8].reshape(2, 4, 32, 32).astype("f4")
+        Posterior(samples, np.zeros((2, 4)), *np.ones((2, 32, 32)), 0.8, 0, 1.0).save(
+            tmp_path / "filled.npz"
+        )
+        for name, panels in (("patch.npy", 1), ("path.npy", 5), ("filled.npz", 4)):
+            assert run("plot", tmp_path / name).exit_code == 0
+            with Image.open((tmp_path / name).with_suffix(".png")) as picture:
+                assert picture.width == pytest.approx(150 * (0.4 + 3.6 * panels), abs=2)
+        assert "are for maps" in refused(
+            "plot", tmp_path / "patch.npy", "--show", "I", "--overwrite"
+        )
+        (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04no")
+        assert "holds no patch" in refused("plot", tmp_path / "bad.npz")
+        np.save(tmp_path / "line.npy", patches[0, 0])
+        assert "a patch, or some" in refused("plot", tmp_path / "line.npy")
 
     def test_orderings_and_parts_look_alike(self, maps):
         """The middle of the same field, from pixels in any order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import healpy as hp
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -11,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pysm_vae.cli import app
-from pysm_vae.cli.inverse import read_patch
+from pysm_vae.patchfiles import read_patch
 from pysm_vae.vae import masks
 from pysm_vae.vae.generator import load_generator
 from pysm_vae.vae.inference import PatchModel, Posterior
@@ -132,8 +133,9 @@ class TestCommands:
         np.savez(tmp_path / "a.npz", patch=patch)
         np.testing.assert_allclose(read_patch(tmp_path / "a.fits", linear=True), patch)
         np.testing.assert_array_equal(read_patch(tmp_path / "a.npz"), patch)
-        fits.PrimaryHDU(patch).writeto(tmp_path / "b.fits")
-        assert np.isnan(read_patch(tmp_path / "b.fits", linear=True)).sum() == (patch <= 0).sum()
+        faint = np.exp(patch) - 0.5
+        fits.PrimaryHDU(faint).writeto(tmp_path / "b.fits")
+        assert np.isnan(read_patch(tmp_path / "b.fits", linear=True)).sum() == (faint <= 0).sum()
 
     def test_fit(self, files):
         out = files / "fit.npy"
@@ -141,7 +143,7 @@ class TestCommands:
             "fit", files / "a.npy", "--noise", 0.2, "--mask", "circle:4", "--out", out
         )
         assert result.exit_code == 0, result.output
-        assert "chi2" in result.stdout
+        assert f"{masks.circle(32, 4).sum()} observed pixels" in result.stdout
         assert np.load(out).shape == (32, 32)
 
     def test_impute(self, files):
@@ -181,4 +183,18 @@ class TestCommands:
         assert "no folder" in self.refused(
             "fit", files / "a.npy", "--out", tmp_path / "x" / "o.npy"
         )
+        np.save(tmp_path / "logs.npy", -np.ones((32, 32)))
+        assert "leave out --linear" in self.refused("fit", tmp_path / "logs.npy", "--linear", *out)
+        hp.write_map(tmp_path / "map.fits", np.ones(48))
+        assert "has to be cut out" in self.refused("fit", tmp_path / "map.fits", *out)
+        assert "circle:RADIUS" in self.refused("fit", files / "a.npy", "--mask", "circle", *out)
         assert not list(tmp_path.glob("*o.npy"))
+
+    @pytest.mark.parametrize(
+        ("command", "name"), [("fit", "o.npy"), ("impute", "o.npz"), ("interpolate", "o.gif")]
+    )
+    def test_what_is_there_is_kept(self, files, tmp_path, command, name):
+        (tmp_path / name).write_text("dear")
+        ends = [files / "a.npy", files / "b.npy"][: 1 + (command == "interpolate")]
+        assert "--overwrite" in self.refused(command, *ends, "--out", tmp_path / name)
+        assert (tmp_path / name).read_text() == "dear"

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,6 +63,9 @@ _BAD_INPUT = (
     PermissionError,
 )
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that are there already.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
 
 
@@ -90,6 +94,14 @@ def reported(debug: bool) -> Iterator[None]:
             text = f"{type(error).__name__}: {text} (--debug shows where)"
         typer.echo(f"pysm-vae: error: {text}", err=True)
         raise typer.Exit(2 if isinstance(error, _BAD_INPUT) else 1) from None
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file that nobody has said may be replaced."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{str(path)!r} already exists: name another --out, or replace it with --overwrite"
+        )
 
 
 @contextmanager

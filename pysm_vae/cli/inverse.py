@@ -5,12 +5,21 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from zipfile import BadZipFile
 
 import typer
 
-from pysm_vae.cli.app import Debug, app, progress_bars, reported, without_native_notes
+from pysm_vae.cli.app import (
+    Debug,
+    Overwrite,
+    app,
+    check_new,
+    progress_bars,
+    reported,
+    without_native_notes,
+)
 from pysm_vae.cli.sky import parse_zoom
+from pysm_vae.patchfiles import read_array, read_patch
+from pysm_vae.vae.masks import SHAPES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +49,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Mask = Annotated[
     str | None,
     typer.Option(
-        help="What is observed: a file (1 where there are data), or a hole: circle:RADIUS, "
-        "rectangle:HEIGHT:WIDTH, stripes:WIDTH:PERIOD[:ANGLE], edge:FRACTION[:ANGLE], in pixels "
-        "and degrees. Pixels that are NaN are hidden, too.",
+        help="What is observed: a file (1 where there are data), or a hole: "
+        f"{', '.join(SHAPES.values())}, in pixels and degrees. Pixels that are NaN are hidden, "
+        "too.",
     ),
 ]
 
@@ -59,6 +68,7 @@ def fit(
     environment: Environment = None,
     weights: Weights = "default",
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Find the most probable patch behind noise, a beam and a mask.
@@ -66,15 +76,17 @@ def fit(
     `pysm-vae fit taurus.npy --noise 0.1 --beam 2 --out clean.npy`
     """
     with reported(debug):
-        model, seen = _posed(
-            patch, out, ".npy", noise, mask, beam, linear, environment, weights, debug
-        )
+        _check_out(out, overwrite, ".npy")
+        model, seen = _posed(patch, noise, mask, beam, linear, environment, weights, debug)
         from pysm_vae.vae.inference import maximise
 
         with progress_bars({"fit": "fitting"}) as progress:
             found = maximise(model, seen, starts=starts, seed=seed, progress=progress)
         _write_array(out, found.patch)
-        typer.echo(f"{out}: chi2 per observed pixel {found.chi2:.3f}, {found.seconds:.1f} s")
+        typer.echo(
+            f"{out}: chi2 of each of {seen.mask.sum()} observed pixels {found.chi2:.3f}, "
+            f"{found.seconds:.1f} s"
+        )
         if starts > 1:
             typer.echo(f"{starts} starts agree to {found.spread:.3f} of the noise")
 
@@ -99,6 +111,7 @@ def impute(
     environment: Environment = None,
     weights: Weights = "default",
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Fill holes with patches that could be there: draws of the posterior.
@@ -107,8 +120,9 @@ def impute(
     `Posterior.load("filled.npz").draws(5)` in Python.
     """
     with reported(debug):
+        _check_out(out, overwrite, ".npz")
         model, seen = _posed(
-            patch, out, ".npz", noise, mask, beam, linear, environment, weights, debug, residual
+            patch, noise, mask, beam, linear, environment, weights, debug, residual
         )
         with without_native_notes(debug):
             from pysm_vae.vae.inference import (
@@ -128,7 +142,8 @@ def impute(
         found.save(out)
         if not found.converged:
             typer.echo(
-                "pysm-vae: warning: the chains have not converged: give more --draws, or --warmup",
+                "pysm-vae: warning: the chains have not converged (R-hat of some pixels is above "
+                f"1.1): try --draws {4 * draws} --warmup {2 * warmup}",
                 err=True,
             )
         says = found.diagnostics
@@ -157,6 +172,7 @@ def interpolate(
     zoom: Annotated[
         str, typer.Option(metavar="LON,LAT,SIDE", help="Field of skies, degrees.")
     ] = "110,-38,20",
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Go from one patch to another through patches that could be sky; or from sky to sky.
@@ -166,7 +182,7 @@ def interpolate(
     `pysm-vae interpolate 3 8 --out skies.gif`
     """
     with reported(debug):
-        _check_out(out, ".gif", ".npy")
+        _check_out(out, overwrite, ".gif", ".npy")
         if all(str(end).isdecimal() and not end.exists() for end in (first, second)):
             with without_native_notes(debug):
                 from pysm_vae.simulate import path_between
@@ -185,69 +201,17 @@ def interpolate(
         if ends[0].shape != ends[1].shape:
             raise ValueError(f"patches of {len(ends[0])} and {len(ends[1])} pixels have no path")
         with without_native_notes(debug):
-            import tensorflow  # noqa: F401
-        from pysm_vae.vae.generator import load_generator
-        from pysm_vae.vae.inference import PatchModel
-        from pysm_vae.vae.interpolation import interpolate as run
+            from pysm_vae.vae.generator import load_generator
+            from pysm_vae.vae.inference import PatchModel
+            from pysm_vae.vae.interpolation import interpolate as run
 
-        model = PatchModel(load_generator(weights), len(ends[0]), environment=environment)
-        path = run(model, ends[0], ends[1], frames=frames, seed=seed)
+            model = PatchModel(load_generator(weights), len(ends[0]), environment=environment)
+            path = run(model, ends[0], ends[1], frames=frames, seed=seed)
         _write_path(out, path)
-
-
-def read_patch(path: Path, linear: bool = False) -> np.ndarray:
-    """Read a square patch of natural-log intensity.
-
-    Parameters
-    ----------
-    path : Path
-        ``.npy``, ``.npz`` (the array ``patch``), or FITS (the first image).
-    linear : bool
-        Whether the file holds intensity; what is not positive becomes NaN.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it holds no square patch.
-    """
-    import numpy as np
-
-    patch = _read_array(path)
-    if patch.ndim != 2 or patch.shape[0] != patch.shape[1]:
-        raise ValueError(f"{str(path)!r} has the shape {patch.shape}: one square patch is needed")
-    if linear:
-        patch = np.log(np.where(patch > 0, patch, np.nan))
-    return patch
-
-
-def _read_array(path: Path) -> np.ndarray:
-    import numpy as np
-    from astropy.io import fits
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no patch at {str(path)!r}")
-    try:
-        if path.suffix == ".npz":
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                return np.asarray(file["patch"], float)
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), float)
-        with fits.open(path) as hdus:
-            images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None]
-            return np.squeeze(np.asarray(images[0], float))
-    except (ValueError, KeyError, IndexError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(
-            f"{str(path)!r} holds no patch: it must be .npy, .npz with the array 'patch', or a "
-            f"FITS image ({error})"
-        ) from error
 
 
 def _posed(
     path: Path,
-    out: Path,
-    suffix: str,
     noise: float,
     mask: str | None,
     beam: float | None,
@@ -261,35 +225,34 @@ def _posed(
     import numpy as np
 
     from pysm_vae.vae.inference import Observation, PatchModel
-    from pysm_vae.vae.masks import SHAPES, parse_mask
+    from pysm_vae.vae.masks import parse_mask
 
-    _check_out(out, suffix)
     data = read_patch(path, linear)
     known = np.isfinite(data)
     if mask is not None:
         if mask.partition(":")[0] in SHAPES:
             observed = parse_mask(mask, len(data))
         else:
-            observed = _read_array(Path(mask)) > 0
+            observed = read_array(Path(mask)) > 0
             if observed.shape != data.shape:
                 raise ValueError(f"mask {mask!r} has the shape {observed.shape}, not {data.shape}")
         known &= observed
     seen = Observation(data, noise, known, beam)
     with without_native_notes(debug):
-        import tensorflow  # noqa: F401
-    from pysm_vae.vae.generator import load_generator
+        from pysm_vae.vae.generator import load_generator
 
-    model = PatchModel.for_data(
-        load_generator(weights), seen, environment=environment, residual=residual
-    )
+        model = PatchModel.for_data(
+            load_generator(weights), seen, environment=environment, residual=residual
+        )
     return model, seen
 
 
-def _check_out(out: Path, *suffixes: str) -> None:
+def _check_out(out: Path, overwrite: bool, *suffixes: str) -> None:
     if out.suffix.lower() not in suffixes:
         raise ValueError(f"--out {str(out)!r}: name a file that ends in {' or '.join(suffixes)}")
     if not out.resolve().parent.is_dir():
         raise FileNotFoundError(f"--out {str(out)!r}: there is no folder to write it to")
+    check_new(out, overwrite)
 
 
 def _write_path(out: Path, path: np.ndarray) -> None:

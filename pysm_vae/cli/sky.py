@@ -11,7 +11,9 @@ import typer
 
 from pysm_vae.cli.app import (
     Debug,
+    Overwrite,
     app,
+    check_new,
     complete_preset,
     complete_template,
     complete_unit,
@@ -27,7 +29,8 @@ def simulate(
     nside: Annotated[int, typer.Option(help="HEALPix resolution, a power of two.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; made if need be.")],
     freq: Annotated[
-        list[float] | None, typer.Option(help="Frequency in GHz. Repeat for more maps.")
+        list[str] | None,
+        typer.Option(metavar="GHZ", help="Frequency in GHz. Repeat for more maps."),
     ] = None,
     band: Annotated[
         list[str] | None,
@@ -106,9 +109,7 @@ def simulate(
     figure: Annotated[
         bool | None, typer.Option(help="Also draw a picture [yes; with --seeds: no].")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there already.")
-    ] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -145,6 +146,8 @@ def simulate(
     `pysm-vae simulate --nside 256 --freq 353 --seeds 0:100 --out maps --dry-run`
     """
     with reported(debug):
+        from rich.filesize import decimal
+
         from pysm_vae.channels import Channel
         from pysm_vae.ensemble import own_part, parse_seeds, simulate_many
         from pysm_vae.mpi import agreed, share_cores, world
@@ -152,7 +155,7 @@ def simulate(
 
         ranks = world()
         with agreed(ranks):
-            channels = [Channel.at(f) for f in freq or ()]
+            channels = [Channel.at(parse_freq(text)) for text in freq or ()]
             channels += [Channel.top_hat(*parse_band(text)) for text in band or ()]
             channels += [Channel.from_file(path) for path in bandpass or ()]
             if not channels:
@@ -222,12 +225,17 @@ def simulate(
                 **options,
             )
         for file in files if first else ():
-            typer.echo(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+            typer.echo(f"{file} ({decimal(file.stat().st_size)})")
 
 
 @app.command()
 def plot(
-    file: Annotated[Path, typer.Argument(help="HEALPix FITS file of I, or of I, Q and U.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="HEALPix FITS file of I, or of I, Q and U; or .npy, .npz: a patch or a posterior."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="The picture [FILE with .png].")] = None,
     show: Annotated[
         str | None, typer.Option(metavar="IQUP", help="Some of I, Q, U and P [all that are there].")
@@ -239,38 +247,39 @@ def plot(
             help="Field to enlarge, degrees [110,-38,20 of a full sky; none of a part].",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a picture that is there already.")
-    ] = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Draw a map: all of the sky, or the part that the file has, and a field enlarged.
 
-    Any HEALPix map will do, in any ordering; a file that is damaged is not drawn.
+    Any HEALPix map will do, in any ordering; a file that is damaged is not drawn. Of what `fit` and
+    `impute` have written: the patch, or draws, their mean and their standard deviation.
 
     `pysm-vae plot maps/vae0_353GHz_nside128_seed7.fits`
 
     `pysm-vae plot map.fits --show IP --zoom 172.5,-14.5,16 --out taurus.png`
     """
     with reported(debug):
-        from pysm_vae.figures import file_figure
+        from pysm_vae.figures import file_figure, patch_figure
         from pysm_vae.files import atomic_write, writable_folder
         from pysm_vae.mapfiles import read_healpix
+        from pysm_vae.patchfiles import read_panels
 
         target = file.with_suffix(".png") if out is None else out
         if target.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise ValueError(f"picture {str(target)!r}: give it the suffix .png, .pdf or .svg")
-        if target.exists() and not overwrite:
-            raise FileExistsError(
-                f"{str(target)!r} already exists: name another --out, or replace it with "
-                "--overwrite"
-            )
+        check_new(target, overwrite)
         field = None if zoom is None else parse_zoom(zoom)
-        read = read_healpix(file, "map")
-        shown = show or ("IQUP" if len(read.maps) == 3 else "I")
-        figure = file_figure(
-            read, shown=shown, zoom=field, title=f"{file.name}, nside {read.nside}"
-        )
+        if file.suffix in (".npy", ".npz"):
+            if show is not None or field is not None:
+                raise ValueError(f"{str(file)!r} is a patch: --show and --zoom are for maps")
+            figure = patch_figure(read_panels(file), title=file.name)
+        else:
+            read = read_healpix(file, "map")
+            shown = show or ("IQUP" if len(read.maps) == 3 else "I")
+            figure = file_figure(
+                read, shown=shown, zoom=field, title=f"{file.name}, nside {read.nside}"
+            )
         writable_folder(target.parent)
         with atomic_write(target) as partial:
             figure.savefig(partial, format=target.suffix[1:].lower(), dpi=150)
@@ -300,6 +309,14 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         except toml.TomlDecodeError:
             found[name.strip()] = value.strip()
     return found
+
+
+def parse_freq(text: str) -> float:
+    """A frequency in GHz."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"frequency {text!r} is not a number of GHz, such as 353") from error
 
 
 def parse_band(text: str) -> tuple[float, float]:

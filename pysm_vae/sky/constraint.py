@@ -693,7 +693,7 @@ def _fwhm(value: Any) -> float:
 
 def _named_unit(text: str) -> u.UnitBase:
     unit = map_unit(text)
-    if unit == u.dimensionless_unscaled:
+    if isinstance(unit, u.UnrecognizedUnit) or unit == u.dimensionless_unscaled:
         raise ValueError(
             f"constrain_unit {text!r} is no unit: give uK_RJ, K_CMB, MJy/sr or the like, or "
             "'relative'"

@@ -636,12 +636,10 @@ def _from_file(
 
 
 def map_unit(text: str) -> u.UnitBase:
-    """Unit that a FITS header says; none if it is no unit."""
-    try:
-        # The Planck archive writes K_CMB in several ways.
-        return u.Unit(text.strip().replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB"))
-    except ValueError:
-        return u.dimensionless_unscaled
+    """Unit that a FITS header says; one that is unlike any other if it is no unit."""
+    # The Planck archive writes K_CMB in several ways.
+    text = text.strip().replace("Kcmb", "K_CMB").replace("KCMB", "K_CMB")
+    return u.Unit(text, parse_strict="silent")
 
 
 def to_uK_RJ(maps: u.Quantity, freq_ref: u.Quantity, what: str = "a template") -> np.ndarray:

@@ -10,7 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-SHAPES = ("circle", "rectangle", "stripes", "edge")
+# What `parse_mask` understands.
+SHAPES = {
+    "circle": "circle:RADIUS",
+    "rectangle": "rectangle:HEIGHT:WIDTH",
+    "stripes": "stripes:WIDTH:PERIOD[:ANGLE]",
+    "edge": "edge:FRACTION[:ANGLE]",
+}
 
 
 def circle(size: int, radius: float, centre: tuple[float, float] | None = None) -> np.ndarray:
@@ -86,11 +92,11 @@ def parse_mask(text: str, size: int) -> np.ndarray:
         "edge": edge,
     }
     if name not in functions:
-        raise ValueError(f"mask {text!r}: choose one of {', '.join(SHAPES)}, or a file")
+        raise ValueError(f"mask {text!r}: choose one of {', '.join(SHAPES.values())}, or a file")
     try:
         mask = functions[name](size, *(float(each) for each in texts))
     except TypeError as error:
-        raise ValueError(f"mask {text!r} has too few or too many numbers") from error
+        raise ValueError(f"mask {text!r} is not {SHAPES[name]}") from error
     if mask.all() or not mask.any():
         what = "nothing" if mask.all() else "everything"
         raise ValueError(f"mask {text!r} hides {what} of a patch of {size} pixels")
