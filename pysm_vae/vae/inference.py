@@ -12,7 +12,7 @@ It eases sampling: without it half the directions of the latents, of which there
 as pixels, are free, and the others are pinned on a thin, curved sheet.
 
 Of patches that the model itself has drawn, intervals hold the truth as often as they say
-(``benchmarks/inverse.py``: 68 and 95 per cent held 65 and 94 of the hidden pixels), although chains
+(``benchmarks/inverse.py``: 68 and 95 per cent held 66 and 94 of the hidden pixels), although chains
 are slow to agree in holes: look at the diagnostics. Real sky is given more of the decoder's noise
 (:meth:`PatchModel.for_data`), without which intervals in its holes are too narrow; they still are a
 little (``docs/realism.md``).
