@@ -686,10 +686,16 @@ class _Ladder:
             return white, results, there, self.climb(there)[0]
 
         if name not in self._functions:
+            logging.getLogger("tensorflow").addFilter(_not_of_ladders)
             functions = (patches, descent, probe, columns, begin, step)
             chosen = next(each for each in functions if each.__name__ == name)
+            # Patches of any number are compiled once.
+            any_number = [tf.TensorSpec((None, self.length), tf.float32)]
+            signature = any_number if name == "patches" else None
             # A plain graph: XLA is several times slower for these convolutions on a CPU.
-            self._functions[name] = tf.function(chosen, jit_compile=False, reduce_retracing=True)
+            self._functions[name] = tf.function(
+                chosen, input_signature=signature, jit_compile=False
+            )
         return self._functions[name]
 
     def patches(self, values: np.ndarray) -> np.ndarray:
@@ -831,6 +837,11 @@ class _Ladder:
         """How many residuals there are."""
         hidden = self.sizes[-1] if self.coloured else 0
         return 2 + sum(self.sizes[1:]) - hidden + self.model.size**2
+
+
+def _not_of_ladders(record: logging.LogRecord) -> bool:
+    """Leave out that graphs are made again and again: each problem has its own."""
+    return "_Ladder.function" not in record.getMessage()
 
 
 @dataclass(frozen=True)
