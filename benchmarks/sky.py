@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import sparse
 
+import pysm_vae
 from pysm_vae import Generator, VAEDust, load_generator
 from pysm_vae.files import writable_folder
 from pysm_vae.sky.planes import Plane
@@ -292,9 +293,12 @@ def stages(profiled: pstats.Stats) -> tuple[dict[str, float], dict[str, float]]:
     entries = profiled.stats  # type: ignore[attr-defined]
     names = list(entries)
     place = {name: i for i, name in enumerate(names)}
+    package = Path(pysm_vae.__file__).parent
     own = [
         # Comprehensions and the like belong to their callers, too.
-        f"{Path(file).stem}.{function}" if "pysm_vae" in file and function[0] != "<" else ""
+        f"{Path(file).stem}.{function}"
+        if package in Path(file).parents and function[0] != "<"
+        else ""
         for file, _, function in names
     ]
     labels = sorted({*own} - {""})

@@ -285,11 +285,11 @@ class TestFiles:
         figure = sky_figure(model, channel, maps, u.uK_RJ, title="t")
         axes = {a.get_title(): a for f in figure.subfigs for a in f.axes if a.get_title()}
         assert list(axes) == [
-            "I", "Q", "U", "I, template only", "I, with small scales", "P, template only",
-            "P, with small scales",
+            "Stokes I", "Stokes Q", "Stokes U", "I, template only", "I, with small scales",
+            "P, template only", "P, with small scales",
         ]  # fmt: skip
         # Longitude grows to the left: l = 90, b = 0 is half-way from the centre to the left edge.
-        image = axes["Q"].images[0].get_array()
+        image = axes["Stokes Q"].images[0].get_array()
         row, column = image.shape[0] // 2, image.shape[1] // 4
         near = hp.get_all_neighbours(NSIDE, hp.ang2pix(NSIDE, 90, 0, lonlat=True))
         near = [*near, hp.ang2pix(NSIDE, 90, 0, lonlat=True)]
@@ -305,7 +305,8 @@ class TestFiles:
         pixels = np.flatnonzero((np.abs(lat) < 31) & (np.abs(lon - 202.5) < 40))
         maps = np.array([np.exp(lon / 100), lat, lon - 202.5])[:, pixels]
         figure = region_figure(NSIDE, pixels, Channel.at(353), maps, u.uK_RJ, title="t")
-        q, u_ = (a.images[0].get_array() for a in figure.axes if a.get_title() in ("Q", "U"))
+        shown = {a.get_title(): a.images[0].get_array() for a in figure.axes if a.images}
+        q, u_ = shown["Stokes Q"], shown["Stokes U"]
         size = len(q)
         assert abs(q[size // 2, size // 2]) < 4
         assert abs(u_[size // 2, size // 2]) < 4
