@@ -433,10 +433,10 @@ def test_texture_score_sees_patches_that_have_a_direction(rng):
 def test_directions_are_those_of_the_gradient(lively, angle):
     """Of a plane: coherent, and at twice its angle, at the edges, too. None of flat or round."""
     y, x = (each - 14.0 for each in np.mgrid[:29, :29].astype(np.float32))
-    expected = np.array([np.cos(2 * angle), np.sin(2 * angle)])
+    expected = 2 * [np.cos(2 * angle), np.sin(2 * angle)]
     plane = (x * np.cos(angle) + y * np.sin(angle))[None, ..., None]
-    for found in lively._directions(plane, 0.1):
-        np.testing.assert_allclose(found, expected + 0 * found, atol=1e-3)
+    for found, value in zip(lively._directions(plane, 0.1), expected, strict=True):
+        np.testing.assert_allclose(found, value, atol=1e-3)
     for found in lively._directions(np.ones_like(plane), 0.1):
         np.testing.assert_allclose(found, 0, atol=1e-6)
     for found in lively._directions((x**2 + y**2)[None, ..., None], 0.1):
@@ -445,23 +445,26 @@ def test_directions_are_those_of_the_gradient(lively, angle):
 
 def test_gradient_of_a_plane_is_exact():
     y, x = np.mgrid[:5, :7].astype(np.float32)
-    plane = (2.0 * x - 3.0 * y)[None, ..., None]
+    plane = (2.0 * x - 3.0 * y)[None]
     np.testing.assert_allclose(networks._gradient(plane, 1), -3.0 + 0 * plane, atol=1e-5)
     np.testing.assert_allclose(networks._gradient(plane, 2), 2.0 + 0 * plane, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [3, 5, 17])
 def test_box_is_the_mean_of_the_window_inside_the_map(rng, width):
-    field = rng.standard_normal((1, 12, 20, 1)).astype(np.float32)
+    field = rng.standard_normal((2, 12, 20)).astype(np.float32)
     reach = width // 2
     expected = [
         [
-            field[0, max(i - reach, 0) : i + reach + 1, max(j - reach, 0) : j + reach + 1].mean()
+            field[1, max(i - reach, 0) : i + reach + 1, max(j - reach, 0) : j + reach + 1].mean()
             for j in range(20)
         ]
         for i in range(12)
     ]
-    np.testing.assert_allclose(networks._box(field, width)[0, ..., 0], expected, atol=1e-5)
+    np.testing.assert_allclose(networks._box(field, width)[1], expected, atol=1e-5)
+    channels = np.stack([field, 2 * field], axis=-1)
+    found = networks._box_each(channels, width)[1]
+    np.testing.assert_allclose(found, np.multiply.outer(expected, [1, 2]), atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [3, 5, 17])
@@ -469,7 +472,7 @@ def test_derivatives_of_box_are_those_of_a_linear_map(rng, width):
     """Backward it is its transpose, ``(B x) . y = x . (B' y)``; forward it is itself."""
     import tensorflow as tf
 
-    field, other = map(tf.constant, rng.standard_normal((2, 2, 12, 20, 3)).astype(np.float32))
+    field, other = map(tf.constant, rng.standard_normal((2, 3, 12, 20)).astype(np.float32))
     with tf.autodiff.ForwardAccumulator(field, other) as tangent, tf.GradientTape() as tape:
         tape.watch(field)
         mean = networks._box(field, width)
@@ -528,14 +531,14 @@ def test_environment_changes_what_is_drawn(octave, rng):
 def test_wide_latents_have_unit_variance(octave, rng, grid):
     """At the edges, too; and neighbours share them."""
     z = rng.standard_normal((4000, grid, grid, 2)).astype(np.float32)
-    for window, averaged in zip((9, 17), octave._wide_latents(z), strict=True):
-        field = np.asarray(averaged)[..., 0]
-        np.testing.assert_allclose(field.std(axis=0), 1, atol=0.06)
+    averaged = np.asarray(octave._wide_latents(z))
+    for window, each in zip((9, 17), np.moveaxis(averaged, -1, 0), strict=True):
+        np.testing.assert_allclose(each.std(axis=0), 1, atol=0.06)
         reach = min(window, grid)
         expected = 1 - 1 / reach if grid > window else None
         if expected:
             middle = grid // 2
-            shared = np.corrcoef(field[:, middle, middle], field[:, middle, middle + 1])[0, 1]
+            shared = np.corrcoef(each[:, middle, middle], each[:, middle, middle + 1])[0, 1]
             assert shared == pytest.approx(expected, abs=0.02)
 
 
