@@ -268,12 +268,20 @@ def patch_figure(panels: dict[str, np.ndarray], *, title: str = "") -> Figure:
     -------
     matplotlib.figure.Figure
         With an Agg canvas; no global state of matplotlib is touched.
+
+    Raises
+    ------
+    ValueError
+        If no pixel is finite.
     """
+    values = np.concatenate([np.ravel(panels[name]) for name in panels if name != _SPREAD])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        raise ValueError("the patch has no pixel with a finite value: there is nothing to show")
+    level = Normalize(*np.percentile(values, (0.2, 99.8)))
     figure = Figure(figsize=(0.4 + 3.6 * len(panels), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=14)
-    patches = [patch for name, patch in panels.items() if name != _SPREAD]
-    level = Normalize(*np.nanpercentile(patches, (0.2, 99.8))) if patches else None
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, patch) in zip(axes, panels.items(), strict=True):
         colours, norm = ("viridis", None) if name == _SPREAD else ("inferno", level)

@@ -398,6 +398,8 @@ class TestPlotAndInfo:
         )
         (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04no")
         assert "holds no patch" in refused("plot", tmp_path / "bad.npz")
+        np.save(tmp_path / "none.npy", np.full((8, 8), np.nan))
+        assert "nothing to show" in refused("plot", tmp_path / "none.npy")
         np.save(tmp_path / "line.npy", patches[0, 0])
         assert "a patch, or some" in refused("plot", tmp_path / "line.npy")
 
@@ -424,9 +426,12 @@ class TestPlotAndInfo:
             ("part", ("--zoom", "110,60,3"), "nothing there"),
             ("full", ("--out", "picture.xyz"), "suffix"),
             ("none", (), "no such file"),
+            ("table", (), "does not begin as FITS files do). Give a whole FITS file."),
         ],
     )
     def test_refused(self, maps, name, args, message):
+        maps["table"] = maps["full"].with_name("table.fits")
+        maps["table"].write_text("frequency, weight\n353, 1\n")
         path = maps.get(name, maps["full"].with_name("none.fits"))
         assert message in refused("plot", path, *args)
 

@@ -104,6 +104,10 @@ def test_class_in_a_toml_file(tmp_path, dust):
     )
 
 
+def test_says_what_it_is(dust):
+    assert repr(dust) == "VAEDust(nside=64, seed=0, weights='octave', template='embedded')"
+
+
 def test_attributes_are_those_of_pysms_models(dust):
     assert dust.I_ref.unit == dust.Q_ref.unit == dust.U_ref.unit == u.uK_RJ
     assert dust.freq_ref_I == dust.freq_ref_P == 353 * u.GHz

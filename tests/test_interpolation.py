@@ -143,7 +143,7 @@ class TestCommands:
             "fit", files / "a.npy", "--noise", 0.2, "--mask", "circle:4", "--out", out
         )
         assert result.exit_code == 0, result.output
-        assert f"{masks.circle(32, 4).sum()} observed pixels" in result.stdout
+        assert f"of {masks.circle(32, 4).sum()} observed" in result.stdout
         assert np.load(out).shape == (32, 32)
 
     def test_impute(self, files):

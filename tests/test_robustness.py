@@ -151,7 +151,7 @@ def test_damaged_maps(files, tmp_path, name, reader):
         ({"TUNIT1": "mag"}, "TUNIT1"),
         ({"TUNIT2": "K"}, "TUNIT2"),
         ({"TUNIT3": None}, "TUNIT3"),
-        ({"TUNIT1": "fortnights"}, "TUNIT1"),
+        ({"TUNIT1": "fortnights"}, "not 'fortnights'"),
         ({"POLCCONV": "UPSIDE"}, "POLCCONV"),
         ({"CHECKSUM": "0123456789abcdef"}, "checksum"),
     ],

@@ -84,7 +84,7 @@ def fit(
             found = maximise(model, seen, starts=starts, seed=seed, progress=progress)
         _write_array(out, found.patch)
         typer.echo(
-            f"{out}: chi2 of each of {seen.mask.sum()} observed pixels {found.chi2:.3f}, "
+            f"{out}: chi2 per pixel {found.chi2:.3f}, of {seen.mask.sum()} observed, "
             f"{found.seconds:.1f} s"
         )
         if starts > 1:

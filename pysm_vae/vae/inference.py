@@ -601,9 +601,9 @@ class _Ladder:
             patches = mean + scale * field[..., 0]
         else:
             patches = mean + scale * self._filtered(field[..., 0], model.transfer)
-        if octaves is None and self.observation is not None:
-            hidden = parts[-1] if self.coloured else None
-            residuals.append(flat(self._misfit(patches, hidden)))
+            if self.observation is not None:
+                hidden = parts[-1] if self.coloured else None
+                residuals.append(flat(self._misfit(patches, hidden)))
         return patches, tf.concat(residuals, axis=1), -in_unit_of_data * log_scale[:, 0]
 
     def _misfit(self, patches: Any, hidden: Any) -> Any:
