@@ -157,10 +157,10 @@ def _lay(coarse, fine, weights, places, where, maps):
     """Add one chart's scalar fields at the pixels of a view."""
     npix, number = places.shape[0], coarse.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        taps, small, finer = np.empty((2, 4)), np.empty(number), np.zeros(number)
+        small, finer = np.empty(number), np.zeros(number)
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            spline_values_at(coarse, places[p], taps, small)
+            spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
-                spline_values_at(fine, places[p], taps, finer)
+                spline_values_at(fine, places[p], finer)
             for k in range(number):
                 maps[k, where[p]] += weights[p] * (small[k] + finer[k])

@@ -7,10 +7,12 @@ charts that cover it, and on fine grids only on its surroundings.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import healpy as hp
+import numba
 import numpy as np
 import scipy.ndimage
 
@@ -77,6 +79,7 @@ class Patterns(ABC):
             cells = int(BLOCK_CELLS + 2 * HALO_CELLS)
             self._block = Plane(cells, self.depth, wanted, part="small", margin=HALO_CELLS / 3)
             self._block_filters = self._filters_of(self._block)
+            self._stretches: dict[tuple[int, int], np.ndarray] = {}
 
     def draw(
         self,
@@ -170,7 +173,8 @@ class Patterns(ABC):
         size = fields.shape[1]
         side, halo = BLOCK_CELLS << self.depth, int(HALO_CELLS * 2**self.depth)
         coordinates = axis(size)
-        patterns = np.zeros_like(fields)
+        # Not `zeros_like`, which would fill what is hardly ever read.
+        patterns = np.zeros(fields.shape, fields.dtype)
         for row, column in np.argwhere(blocks):
             spans, window = [], []
             for number in (row, column):
@@ -179,8 +183,11 @@ class Patterns(ABC):
                 window.append(slice(spans[-1].start - start, spans[-1].stop - start))
             rows, columns = spans
             piece = np.zeros((len(fields), self._block.size, self._block.size), np.float32)
-            stretch = self._stretch(coordinates[rows], coordinates[columns])
-            piece[:, window[0], window[1]] = fields[:, rows, columns] * stretch
+            if (row, column) not in self._stretches:
+                stretch = self._stretch(coordinates[rows], coordinates[columns])
+                self._stretches[row, column] = stretch
+            piece[:, window[0], window[1]] = fields[:, rows, columns]
+            piece[:, window[0], window[1]] *= self._stretches[row, column]
             piece = self._filtered(self._block, self._block_filters, piece)
             inner = slice(halo, halo + side)
             rows, columns = (slice(number * side, (number + 1) * side) for number in (row, column))
@@ -206,12 +213,23 @@ def _blocks(places: np.ndarray) -> np.ndarray:
     """Blocks of a fine grid in which, or right beside which, there are places."""
     # The spline needs two pixels more; a quarter of a cell is at least that.
     quarter = 4 * CELLS
-    x, y = np.floor(4 * (places / CELL + CELLS / 2)).astype(int).T
     near = np.zeros((quarter, quarter), bool)
-    near[y, x] = True
+    _mark(places, near)
     near = scipy.ndimage.binary_dilation(near, np.ones((3, 3)))
     number = CELLS // BLOCK_CELLS
     return near.reshape(number, quarter // number, number, quarter // number).any(axis=(1, 3))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _mark(places, near):
+    """Set the squares of a grid over a chart in which there are places."""
+    size = near.shape[0]
+    scale = size / (CELLS * CELL)
+    for p in range(len(places)):
+        near[
+            int(math.floor(places[p, 1] * scale + 0.5 * size)),
+            int(math.floor(places[p, 0] * scale + 0.5 * size)),
+        ] = True
 
 
 def _cells(blocks: np.ndarray) -> np.ndarray:

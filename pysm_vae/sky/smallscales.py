@@ -116,14 +116,14 @@ def _lay(large, offset, coarse, fine, crowded, polarisation, weights, places, tu
     """Add one chart's fields at the pixels of a view."""
     npix = places.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        taps, ground, mean = np.empty((2, 4)), np.empty(4), np.empty(1)
+        ground, mean = np.empty(4), np.empty(1)
         small, finer = np.empty(3), np.zeros(3)
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            spline_values_at(large, places[p], taps, ground)
-            spline_values_at(offset, places[p], taps, mean)
-            spline_values_at(coarse, places[p], taps, small)
+            spline_values_at(large, places[p], ground)
+            spline_values_at(offset, places[p], mean)
+            spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
-                spline_values_at(fine, places[p], taps, finer)
+                spline_values_at(fine, places[p], finer)
             share = weights[p] * weights[p]
             crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
             factor = weights[p] * crowding

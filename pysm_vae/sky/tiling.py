@@ -187,15 +187,28 @@ def _locate(vectors, tile, centres, easts, norths, overlap, weights, places, tur
                     )
 
 
+@numba.njit(cache=True, error_model="numpy")
+def _keep_seen(start, weights, places, turns, count, where, kept_weights, kept_places, kept_turns):
+    """Append the points with weight, which begin at ``start``, to a view that has ``count``."""
+    for p in range(len(weights)):
+        if weights[p] > 0.0:
+            where[count] = start + p
+            kept_weights[count] = weights[p]
+            kept_places[count] = places[p]
+            kept_turns[count] = turns[p]
+            count += 1
+    return count
+
+
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _evaluate(coeffs, places, turns, out):
     """Cubic splines at places on the chart; the last two fields are Q and U if there are three."""
     nfields = coeffs.shape[0]
     npix = places.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        taps, values = np.empty((2, 4)), np.empty(nfields)
+        values = np.empty(nfields)
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            spline_values_at(coeffs, places[p], taps, values)
+            spline_values_at(coeffs, places[p], values)
             if nfields > 2:
                 q, u = values[nfields - 2], values[nfields - 1]
                 values[nfields - 2] = turns[p, 0] * q - turns[p, 1] * u
@@ -204,37 +217,45 @@ def _evaluate(coeffs, places, turns, out):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def spline_values_at(coeffs, place, taps, values):
+def spline_values_at(coeffs, place, values):
     """Fill ``values`` with those of a chart's cubic splines at one place; for compiled code.
 
-    ``coeffs`` has shape (nfields, size, size); ``taps``, shape (2, 4), is room to work in.
+    ``coeffs`` has shape (nfields, size, size).
     """
     nfields, _, size = coeffs.shape
     scale = size / (CELLS * CELL)
     x = 0.5 * (size - 1) + place[0] * scale
     y = 0.5 * (size - 1) + place[1] * scale
-    ix = math.floor(x)
-    iy = math.floor(y)
-    _taps(x - ix, taps[0])
-    _taps(y - iy, taps[1])
+    ix, iy = math.floor(x), math.floor(y)
+    across, down = _taps(x - ix), _taps(y - iy)
+    # Unsigned, so that no access is looked at for a negative index.
+    first, top, one = np.uintp(ix - 1), np.uintp(iy - 1), np.uintp(1)
+    second = first + one
+    third = second + one
+    last = third + one
     for f in range(nfields):
         total = 0.0
-        for j in range(4):
-            line = 0.0
-            for i in range(4):
-                line += taps[0, i] * coeffs[f, iy - 1 + j, ix - 1 + i]
-            total += taps[1, j] * line
+        for j in range(np.uintp(4)):
+            row = coeffs[f, top + j]
+            total += down[j] * (
+                across[0] * row[first]
+                + across[1] * row[second]
+                + across[2] * row[third]
+                + across[3] * row[last]
+            )
         values[f] = total
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _taps(u, taps):
+def _taps(u):
     """Weights of the four cubic B-splines that are non-zero at fraction ``u`` of a pixel."""
     v = 1.0 - u
-    taps[0] = v * v * v / 6.0
-    taps[1] = (4.0 + u * u * (3.0 * u - 6.0)) / 6.0
-    taps[2] = (4.0 + v * v * (3.0 * v - 6.0)) / 6.0
-    taps[3] = u * u * u / 6.0
+    return (
+        v * v * v / 6.0,
+        (4.0 + u * u * (3.0 * u - 6.0)) / 6.0,
+        (4.0 + v * v * (3.0 * v - 6.0)) / 6.0,
+        u * u * u / 6.0,
+    )
 
 
 class View(NamedTuple):
@@ -375,15 +396,17 @@ class Tiling:
         View
             Of those pixels on which the chart has weight.
         """
-        parts = []
+        view = View(
+            np.empty(len(pixels), np.int64),
+            np.empty(len(pixels)),
+            np.empty((len(pixels), 2)),
+            np.empty((len(pixels), 2)),
+        )
+        count = 0
         for start in range(0, len(pixels), CHUNK):
             vectors = _vectors(nside, pixels[start : start + CHUNK])
-            weights, places, turns = self._locate(tile, vectors)
-            seen = np.flatnonzero(weights)
-            parts.append((start + seen, weights[seen], places[seen], turns[seen]))
-        if not parts:
-            return View(np.empty(0, np.int64), np.empty(0), np.empty((0, 2)), np.empty((0, 2)))
-        return View(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            count = _keep_seen(start, *self._locate(tile, vectors), count, *view)
+        return view.part(slice(0, count))
 
     def evaluate(self, view: View, layers: list[np.ndarray]) -> list[np.ndarray]:
         """Values of splines on a chart at the pixels of a view.
