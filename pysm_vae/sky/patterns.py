@@ -7,19 +7,17 @@ charts that cover it, and on fine grids only on its surroundings.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import healpy as hp
-import numba
 import numpy as np
 import scipy.ndimage
 
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis, occupied
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
 #: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
@@ -213,23 +211,9 @@ def _blocks(places: np.ndarray) -> np.ndarray:
     """Blocks of a fine grid in which, or right beside which, there are places."""
     # The spline needs two pixels more; a quarter of a cell is at least that.
     quarter = 4 * CELLS
-    near = np.zeros((quarter, quarter), bool)
-    _mark(places, near)
-    near = scipy.ndimage.binary_dilation(near, np.ones((3, 3)))
+    near = scipy.ndimage.binary_dilation(occupied(places, quarter), np.ones((3, 3)))
     number = CELLS // BLOCK_CELLS
     return near.reshape(number, quarter // number, number, quarter // number).any(axis=(1, 3))
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _mark(places, near):
-    """Set the squares of a grid over a chart in which there are places."""
-    size = near.shape[0]
-    scale = size / (CELLS * CELL)
-    for p in range(len(places)):
-        near[
-            int(math.floor(places[p, 1] * scale + 0.5 * size)),
-            int(math.floor(places[p, 0] * scale + 0.5 * size)),
-        ] = True
 
 
 def _cells(blocks: np.ndarray) -> np.ndarray:

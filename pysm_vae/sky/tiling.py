@@ -498,6 +498,36 @@ def axis(size: int) -> np.ndarray:
     return (np.arange(size) - (size - 1) / 2) * (CELLS * CELL / size)
 
 
+def occupied(places: np.ndarray, size: int) -> np.ndarray:
+    """Find the squares of a grid over a chart in which there are places.
+
+    Parameters
+    ----------
+    places : array, shape (n, 2)
+        x and y on the chart, radians.
+    size : int
+        Squares a side.
+
+    Returns
+    -------
+    array of bool, shape (size, size)
+        ``[y, x]``.
+    """
+    squares = np.zeros((size, size), bool)
+    _occupy(places, squares)
+    return squares
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _occupy(places, squares):
+    size = squares.shape[0]
+    scale = size / (CELLS * CELL)
+    for p in range(len(places)):
+        column = math.floor(places[p, 0] * scale + 0.5 * size)
+        row = math.floor(places[p, 1] * scale + 0.5 * size)
+        squares[row, column] = True
+
+
 def _vectors(nside: int, pixels: np.ndarray) -> np.ndarray:
     base = ducc0.healpix.Healpix_Base(int(nside), "RING")
     return base.pix2vec(np.ascontiguousarray(pixels), nthreads=numba.get_num_threads())
