@@ -20,7 +20,7 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
 WHOLE = 8 * CELLS
 #: The same from this octave on, where large blocks would draw much that nobody asked for.
 BLOCK = 4 * CELLS
-SMALL_FROM = 5
+SMALL_FROM = 4
 
 #: All that is ever drawn. A field's latents are keyed by its place here.
 FIELDS = ("T", "E", "B", "beta", "temperature")
