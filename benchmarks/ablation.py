@@ -99,6 +99,9 @@ VARIANTS: dict[str, Variant] = {
         "no critic, and a score without ridges",
         network={"critic_weight": 0.0, "texture_weight": 0.0},
     ),
+    "pixels": Variant(
+        "likelihood", "a score without numbers of whole patches", network={"summary_weight": 0.0}
+    ),
     "critic": Variant(
         "likelihood", "ELBO and critic, no energy score", network={"score_weight": 0.0}
     ),

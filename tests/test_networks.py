@@ -429,6 +429,99 @@ def test_texture_score_sees_patches_that_have_a_direction(rng):
     assert float(ops.mean(right)) < float(ops.mean(wrong)) - 0.05
 
 
+def an_octave(field: np.ndarray) -> networks._Drawn:
+    """What scores see of maps ``(n, 2m, 2m)``."""
+    coarse, details = haar_analysis(field[..., None].astype(np.float32))
+    return networks._Drawn(coarse, details, field[..., None].astype(np.float32))
+
+
+def summary_of(field: np.ndarray) -> np.ndarray:
+    return np.asarray(networks._summary(an_octave(field)))
+
+
+def test_summary_of_white_noise(rng):
+    """Of normal numbers the finest band has 4 (1 - 1/9) of their variance, what is sharp 4 + 1."""
+    white = rng.standard_normal((3, 256, 256))
+    energy, kurtosis, skewness, unevenness, with_brightness, fit, sharpness = summary_of(white).T
+    np.testing.assert_allclose(energy, 3 * np.log(32 / 9), atol=0.1)
+    np.testing.assert_allclose(kurtosis, 4 * np.log(3.1), atol=0.15)
+    # Details have a quarter of it.
+    np.testing.assert_allclose(fit, 6 * np.log(4 * 32 / 9), atol=0.15)
+    np.testing.assert_allclose(sharpness, 6 * np.log(5 * 9 / 32), atol=0.15)
+    for each in (skewness, with_brightness):
+        np.testing.assert_allclose(each, 0, atol=0.2)
+    # Twice as strong it has four times the energy, and nothing else is another.
+    louder = summary_of(2 * white)
+    np.testing.assert_allclose(louder[:, 0] - energy, 3 * np.log(4), atol=1e-3)
+    np.testing.assert_allclose(louder[:, 1:], summary_of(white)[:, 1:], atol=0.02)
+    assert np.ptp(unevenness) < 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_summary_sees_what_it_is_meant_to(rng, number):
+    """Kurtosis, skewness, unevenness, and unevenness that follows the brightness."""
+    white = rng.standard_normal((4, 64, 64))
+    smooth = ndimage.gaussian_filter(rng.standard_normal((4, 64, 64)), (0, 8, 8), mode="wrap")
+    smooth /= smooth.std()
+    changed = {
+        1: np.sign(white) * np.abs(white) ** 1.7,
+        2: np.exp(white),
+        3: white * np.exp(0.7 * smooth),
+        4: white * np.exp(0.7 * smooth) + 2 * smooth,
+    }[number]
+    assert (summary_of(changed)[:, number] > summary_of(white)[:, number] + 1.5).all()
+
+
+def test_separate_scores_are_proper_and_see_one_number(rng):
+    """An error of one number among many shows as if it were alone."""
+
+    def draw(shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
+        numbers = rng.standard_normal((4000, 6)).astype(np.float32)
+        numbers[:, 2] = shift + scale * numbers[:, 2]
+        return numbers
+
+    def score(**wrong: float) -> float:
+        found = networks._separate_scores(draw(), draw(**wrong), draw(**wrong))
+        assert found.shape == (4000,)
+        return float(ops.mean(found))
+
+    right = score()
+    # E|x - s| - E|s - s'|/2 of standard normal numbers is 1 / sqrt(pi).
+    np.testing.assert_allclose(right, 1 / np.sqrt(np.pi), atol=0.01)
+    # One of six off by 1: E|N(1, 2)| - E|N(0, 2)| more.
+    apart = stats.foldnorm.mean(np.sqrt(0.5), scale=np.sqrt(2)) - 2 / np.sqrt(np.pi)
+    np.testing.assert_allclose(score(shift=1.0) - right, apart / 6, atol=0.015)
+    assert score(scale=0.3) > right + 0.01
+
+
+def test_fine_octaves_train_on_a_share_of_the_batch(patches):
+    """The coarse ones on all of it; where nothing is trained, so do the fine ones."""
+    network = make_network()
+    network.coarse_share = 2
+    given = inputs(patches)
+    half = len(patches) // 2
+    # The same coarse maps: other details in the finest octave of the second half.
+    other = patches.copy()
+    other[half:, ::2] += 0.5
+    other[half:, 1::2] -= 0.5
+
+    def likelihood(patches: np.ndarray, training: bool) -> float:
+        ops_given = {**given, "patches": patches}
+        network.seed_generator.state.assign([0, 7])
+        return float(ops.mean(network(ops_given, training=training)["likelihood"]))
+
+    assert likelihood(patches, True) == pytest.approx(likelihood(other, True), rel=1e-5)
+    assert abs(likelihood(patches, False) - likelihood(other, False)) > 1
+
+
+def test_a_rough_map_is_known_to_be_rough(lively, rng):
+    """In both windows: the context's last two channels are the log of the finest band's scale."""
+    white = rng.standard_normal((1, 40, 40, 1)).astype(np.float32)
+    rough, rougher = (np.asarray(lively._context(f * white, 1))[..., -2:] for f in (1.0, 10.0))
+    np.testing.assert_allclose(rougher - rough, np.log(10), atol=0.05)
+    assert rough[..., 1].std() < 0.7 * rough[..., 0].std()
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.2, 2.5])
 def test_directions_are_those_of_the_gradient(lively, angle):
     """Of a plane: coherent, and at twice its angle, at the edges, too. None of flat or round."""

@@ -166,13 +166,14 @@ def test_best_epoch_is_shipped(finished, maps):
     network = load_generator(finished.path).network
     network.compile(optimizer="adam", jit_compile=False)
     validation = network_inputs(grid_set(maps, SPLIT.validation, SIZE), maps)
-    # In the batches of the training, over which means are taken. The bound is that of random draws.
+    # In the batches of the training, over which means are taken. The bound is that of random draws,
+    # and the history has one of them.
     options = {"batch_size": CONFIG.batch_size, "verbose": 0, "return_dict": True}
-    found = [network.evaluate(validation, **options) for _ in range(4)]
-    elbo = np.mean([each["elbo"] for each in found])
+    found = [network.evaluate(validation, **options)["elbo"] for _ in range(16)]
     best = history["val_elbo"][finished.card["epoch"] - 1]
     assert best == max(history["val_elbo"][1:])
-    assert elbo == pytest.approx(best, rel=0.01)
+    assert abs(np.mean(found) - best) < 3 * np.std(found)
+    assert np.std(found) < 0.02 * abs(best)
 
 
 def test_same_seed_same_training(finished, maps, tmp_path):

@@ -36,11 +36,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "octave": {
         "size": 64,
         "patches": 8000,
-        "epochs": 12,
-        "batch_size": 16,
+        "epochs": 24,
+        "batch_size": 32,
         "learning_rate": 2e-3,
         "beta_1": 0.9,
-        "kl_warmup": 3,
+        "kl_warmup": 6,
         "patience": 30,
     },
     "thorne2021": {
@@ -99,12 +99,14 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the patches [12; thorne2021: 40].")
+        int | None, typer.Option(min=1, help="Passes over the patches [24; thorne2021: 40].")
     ] = None,
     patches: Annotated[
         int | None, typer.Option(min=1, help="Training patches [8000; thorne2021: 4000].")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Patches a step [16].")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Patches a step [32; thorne2021: 16].")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Adam's, at the start [0.002; thorne2021: 0.0005].")
     ] = None,

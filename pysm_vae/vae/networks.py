@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -337,8 +337,13 @@ def _crop(field: Any, cells: int) -> Any:
 class _Step(layers.Layer):
     """Convolutions shared by octaves; each octave has its biases, and gains of the outputs.
 
-    The environment shifts both.
+    The environment shifts both, and has a share of the outputs to itself: how intermittent an
+    octave is differs between environments and octaves more than what its structures look like.
     """
+
+    # Gains learn so many times as fast as other weights: what they say shows in the statistics of
+    # whole patches only, whose gradients are lost among those of single pixels.
+    PACE = 3.0
 
     def __init__(
         self, octaves: int, channels: int, outputs: int, kernels: tuple[int, ...], **kwargs: Any
@@ -352,8 +357,12 @@ class _Step(layers.Layer):
             layers.Conv2D(channels, kernel, padding="same", name=f"conv{i}")
             for i, kernel in enumerate(kernels)
         ]
+        self.outputs = outputs
         self.head = layers.Conv2D(
-            outputs, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.05), name="head"
+            2 * outputs,
+            1,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.05),
+            name="head",
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -368,7 +377,7 @@ class _Step(layers.Layer):
         self.environment_shift = self.add_weight(
             shape=shape, initializer="zeros", name="environment_shift"
         )
-        shape = (2, self.octaves, self.head.filters)
+        shape = (2, self.octaves, self.outputs)
         self.gain = self.add_weight(shape=shape, initializer="zeros", name="gain")
         self.built = True
 
@@ -380,8 +389,9 @@ class _Step(layers.Layer):
             # As good as a Gaussian error unit, and three times as fast on a CPU.
             hidden = ops.silu(convolution(features) + bias)
             features = hidden if i == 0 else features + hidden
-        gain = ops.exp(self.gain[0, octave] + environment * self.gain[1, octave])
-        return self.head(features) * gain
+        gain = self.gain[0, octave] + environment * self.gain[1, octave]
+        common, own = ops.split(self.head(features), 2, axis=-1)
+        return (common + environment * own) * ops.exp(self.PACE * gain)
 
 
 class _Critic(layers.Layer):
@@ -394,8 +404,8 @@ class _Critic(layers.Layer):
     WIDTHS = (24, 48, 64)
     PATCH_WIDTH = 32
     KERNEL = 4
-    # Pixels a side of the smallest field whose last convolution is not all padding.
-    SMALLEST = 16
+    # Pixels a side of the smallest field that it judges: its last convolution sees four places.
+    SMALLEST = 8
 
     def __init__(self, octaves: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -469,10 +479,14 @@ class Octave(PatchVAE):
     open.
 
     - An energy score (Gneiting & Raftery 2007, JASA 102, 359, eq. 21), which is proper: least when
-      the samples have the distribution of the data. It is taken over windows of several widths,
-      over local energies and, weighed with ``texture_weight``, over the responses of ridge filters
-      in six directions (at each point, over windows, over the patch), which see what filaments are
-      made of, and over how uneven those directions are.
+      the samples have the distribution of the data. It is taken of the details, of the finest band
+      that they give the map and of what is sharp in it, over windows of several widths and over
+      local energies; weighed with ``texture_weight``, of the responses of ridge filters in six
+      directions (at each point, over windows, over the patch), which see what filaments are made
+      of, and of how uneven those directions are; and, weighed with ``summary_weight``, of a few
+      numbers that sum up the patch, each by itself: its energy, kurtosis and skewness, how much the
+      energy varies, and with the brightness. Among the pixels' scores an error of one such number
+      would not be seen.
     - With ``critic_weight``, a critic that learns to tell samples from data (a relativistic
       adversarial loss: Jolicoeur-Martineau 2018, arXiv:1807.00734), for what no fixed statistic
       sees. It is trained along, and not kept.
@@ -491,8 +505,13 @@ class Octave(PatchVAE):
         Weight of the energy score; 0 leaves it out.
     texture_weight : float
         Weight of the part over ridge filters, relative to the rest of the score.
+    summary_weight : float
+        Weight of the part over numbers that sum up a patch, relative to the rest of the score.
     critic_weight : float
         Weight of the adversarial term; 0 leaves it and the critic out.
+    coarse_share : int
+        In training, the two finest octaves see one patch of the batch in so many. Coarser ones cost
+        little, and have few cells a patch to learn from.
     seed : int
         Seed of the draws during training.
     """
@@ -501,6 +520,8 @@ class Octave(PatchVAE):
     # Cells over which some latents are averaged, and the coarser map's direction.
     WIDE_WINDOWS = (9, 17)
     DIRECTION_WINDOWS = (5, 13)
+    # Cells over which the energy of its finest band is averaged.
+    ENERGY_WINDOWS = (7, 15)
     # On planes, which are not standardised as patches are, the coarser map's bands saturate at so
     # many times their scale: beyond what training has seen, peaks would grow from octave to octave.
     LARGEST = 5.0
@@ -520,7 +541,9 @@ class Octave(PatchVAE):
         residual: float = 0.1,
         score_weight: float = 2.0,
         texture_weight: float = 1.0,
+        summary_weight: float = 1.5,
         critic_weight: float = 0.5,
+        coarse_share: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed, name="octave")
@@ -532,10 +555,12 @@ class Octave(PatchVAE):
         self.residual = residual
         self.score_weight = score_weight
         self.texture_weight = texture_weight
+        self.summary_weight = summary_weight
         self.critic_weight = critic_weight
+        self.coarse_share = coarse_share
         # Two latents for each window, if there are as many.
         self.wide = min(2, latents // len(self.WIDE_WINDOWS))
-        context = 3 + 2 * len(self.DIRECTION_WINDOWS)
+        context = 3 + 2 * len(self.DIRECTION_WINDOWS) + len(self.ENERGY_WINDOWS)
         inputs = context + latents + self.wide * len(self.WIDE_WINDOWS)
         # The cost of a patch is that of its finest octaves. Maps that are refined further and
         # further run the second of them again and again.
@@ -572,7 +597,9 @@ class Octave(PatchVAE):
             "residual",
             "score_weight",
             "texture_weight",
+            "summary_weight",
             "critic_weight",
+            "coarse_share",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -631,7 +658,9 @@ class Octave(PatchVAE):
         bands = [band / scale[number] for number, band in enumerate(self._bands(coarse))]
         if largest < math.inf:
             bands = [largest * ops.tanh(band / largest) for band in bands]
-        return _stacked([*bands, *self._directions(coarse, scale[0])])
+        squared = ops.square(bands[0])
+        energies = [0.5 * ops.log(_box(squared, width) + 0.01) for width in self.ENERGY_WINDOWS]
+        return _stacked([*bands, *self._directions(coarse, scale[0]), *energies])
 
     def _directions(self, coarse: Any, scale: Any) -> list[Any]:
         """Cosine and sine of twice the gradient's angle, times its coherence, in each window."""
@@ -856,18 +885,24 @@ class Octave(PatchVAE):
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Terms of the ELBO with one posterior draw, and the energy scores of prior draws."""
-        del training
         patches, environment = inputs["patches"], inputs["environment"]
         pyramid = [patches[..., None]]
         for _ in range(self.octaves):
             pyramid.append(haar_analysis(pyramid[-1])[0])
-        likelihood, kl, score, rivalry = 0.0, 0.0, 0.0, 0.0
+        terms = [ops.zeros_like(environment)] * 4
         # Every other patch runs down the whole ladder, as generation does: what a step makes of the
         # errors of those before it is scored, too. The others start each octave from the truth.
         running = ops.mod(ops.cumsum(ops.ones_like(environment)), 2.0)
         running = ops.reshape(running, (-1, 1, 1, 1))
         drawn = [pyramid[-1], pyramid[-1]]
         for octave in reversed(range(self.octaves)):
+            if training and octave == self.FINE - 1:
+                part = -(-ops.shape(environment)[0] // self.coarse_share)
+                environment, running = environment[:part], running[:part]
+                pyramid = [level[:part] for level in pyramid]
+                drawn = [field[:part] for field in drawn]
+                terms = [ops.mean(term) + ops.zeros_like(environment) for term in terms]
+            likelihood, kl, score, rivalry = terms
             fine, coarse = pyramid[octave], pyramid[octave + 1]
             scale = self.detail_scale[octave]
             details = haar_analysis(fine)[1] / scale
@@ -876,28 +911,32 @@ class Octave(PatchVAE):
             decoded = self._details(context, self._draw(mean, log_scale), environment, octave)
             likelihood += _log_normal(details - decoded, math.log(self.residual))
             kl += _kl(mean, log_scale)
-            if not self.score_weight and not self.critic_weight:
-                continue
-            starts = [coarse + running * (field - coarse) for field in drawn]
-            drawn_details = self._two_draws(starts, environment, octave)
-            drawn = [
-                haar_synthesis(start, scale * each)
-                for start, each in zip(starts, drawn_details, strict=True)
-            ]
-            fields = [field / scale for field in (fine, *drawn)]
-            score += self._energy_score(details, *drawn_details)
-            if self.texture_weight and fine.shape[1] > _RIDGES.shape[0]:
-                textures = [_texture(field) for field in fields]
-                score += self.texture_weight * _texture_score(*textures)
-            if self.critic_weight and fine.shape[1] >= _Critic.SMALLEST:
-                rivalry += self._rivalry(fields[0], fields[1], environment, octave)
+            if self.score_weight or self.critic_weight:
+                starts = [coarse + running * (field - coarse) for field in drawn]
+                drawn_details = self._two_draws(starts, environment, octave)
+                drawn = [
+                    haar_synthesis(start, scale * each)
+                    for start, each in zip(starts, drawn_details, strict=True)
+                ]
+                octaves = [
+                    _Drawn(start, each, field / scale)
+                    for start, each, field in zip(
+                        (coarse, *starts), (details, *drawn_details), (fine, *drawn), strict=True
+                    )
+                ]
+                score += self._score(*octaves)
+                if self.critic_weight and fine.shape[1] >= _Critic.SMALLEST:
+                    fields = [each.field for each in octaves]
+                    rivalry += self._rivalry(fields[0], fields[1], environment, octave)
+            terms = [likelihood, kl, score, rivalry]
+        likelihood, kl, score, rivalry = terms
         # A mean a location and octave, given the size of a term of the ELBO, which is a sum.
         pixels = math.prod(patches.shape[1:3]) / self.octaves
         return {
             "likelihood": likelihood,
             "kl": kl,
-            "score": self.score_weight * pixels * (score + 0.0 * kl),
-            "rivalry": pixels * (rivalry + 0.0 * kl),
+            "score": self.score_weight * pixels * score,
+            "rivalry": pixels * rivalry,
         }
 
     def _two_draws(self, starts: list[Any], environment: Any, octave: int) -> list[Any]:
@@ -908,17 +947,31 @@ class Octave(PatchVAE):
         both = ops.concatenate([environment, environment], axis=0)
         return ops.split(self._details(context, z, both, octave), 2, axis=0)
 
-    def _energy_score(self, scaled: Any, first: Any, second: Any) -> Any:
-        """Energy score ``(n,)`` of an octave's details over windows and local energies."""
+    def _score(self, truth: _Drawn, first: _Drawn, second: _Drawn) -> Any:
+        """Score ``(n,)`` of two draws of an octave."""
+        drawn = (truth, first, second)
+        # Details say nothing of how those of one cell fit to the next one's: their map does.
+        score = self._energy_score(*(each.details for each in drawn))
+        score += 0.5 * self._energy_score(*(_near(each.field) for each in drawn))
+        score += 0.5 * self._energy_score(*(_sharp(each.field) for each in drawn))
+        if self.summary_weight:
+            score += self.summary_weight * _separate_scores(*(_summary(each) for each in drawn))
+        if self.texture_weight and truth.field.shape[1] > _RIDGES.shape[0]:
+            score += self.texture_weight * _texture_score(*(_texture(each.field) for each in drawn))
+        return score
+
+    def _energy_score(self, truth: Any, first: Any, second: Any) -> Any:
+        """Energy score ``(n,)`` of fields ``(n, m, m, c)`` over windows and local energies."""
         score = 0.0
         for width in self.WINDOWS:
-            if width > scaled.shape[1]:
+            # A wider one would see the whole field from everywhere.
+            if width > 2 * truth.shape[1] - 1:
                 continue
-            score += _energy_distance(scaled, first, second, width)
+            score += _energy_distance(truth, first, second, width)
             if width > 1:
                 energies = [
                     ops.log(_box_each(ops.square(field), width) + 1e-3)
-                    for field in (scaled, first, second)
+                    for field in (truth, first, second)
                 ]
                 score += 0.25 * _energy_distance(*energies)
         return score
@@ -939,6 +992,81 @@ class Octave(PatchVAE):
         critic = ops.softplus(of_drawn - of_real) + drift
         decoder = ops.softplus(ops.stop_gradient(of_real) - judge(drawn, frozen=True))
         return ops.mean(critic + self.critic_weight * decoder, axis=(1, 2))
+
+
+class _Drawn(NamedTuple):
+    """An octave of patches, in units of its scale but for the coarser map.
+
+    Attributes
+    ----------
+    coarse : tensor, shape (n, m, m, 1)
+        The map that it was drawn for.
+    details : tensor, shape (n, m, m, 3)
+    field : tensor, shape (n, 2m, 2m, 1)
+        The map that they make.
+    """
+
+    coarse: Any
+    details: Any
+    field: Any
+
+
+def _near(field: Any) -> Any:
+    """What is finer than three pixels of fields ``(n, m, m, 1)``, of about unit variance."""
+    whole = ops.squeeze(field, -1)
+    return ops.expand_dims(2.0 * (whole - _box(whole, 3)), -1)
+
+
+def _sharp(field: Any) -> Any:
+    """What single pixels of fields ``(n, m, m, 1)`` add to their neighbours, twice: ``m - 2``."""
+    around = field[:, :-2, 1:-1] + field[:, 2:, 1:-1] + field[:, 1:-1, :-2] + field[:, 1:-1, 2:]
+    return 2.0 * field[:, 1:-1, 1:-1] - 0.5 * around
+
+
+def _summary(drawn: _Drawn) -> Any:
+    """Numbers ``(n, 7)`` that sum up an octave, each scaled to scatter by about 1 in real patches.
+
+    Of the finest band of the map: log energy, log kurtosis, skewness (compressed), how much the log
+    of its local energy varies, the correlation of that with the coarser map, its energy over that
+    of the details, which says how well those of one cell fit to the next one's, and the sharpest
+    structures' energy over its own.
+    """
+    near = _near(drawn.field)
+    squared = ops.square(near)
+    energy = ops.mean(squared, axis=(1, 2, 3)) + 1e-4
+    of_details = ops.mean(ops.square(drawn.details), axis=(1, 2, 3)) + 1e-4
+    of_sharp = ops.mean(ops.square(_sharp(drawn.field)), axis=(1, 2, 3)) + 1e-4
+    kurtosis = ops.mean(ops.square(squared), axis=(1, 2, 3)) / ops.square(energy)
+    skewness = ops.mean(squared * near, axis=(1, 2, 3)) / energy**1.5
+    local = ops.average_pool(squared, 4, strides=4) / ops.reshape(energy, (-1, 1, 1, 1))
+    local = _centred(ops.log(local + 0.03))
+    below = _centred(ops.average_pool(drawn.coarse, 2, strides=2))
+    variance = ops.mean(ops.square(local), axis=(1, 2, 3)) + 1e-3
+    of_below = ops.mean(ops.square(below), axis=(1, 2, 3)) + 1e-4
+    covariance = ops.mean(local * below, axis=(1, 2, 3))
+    return ops.stack(
+        [
+            3.0 * ops.log(energy),
+            4.0 * ops.log(kurtosis + 0.1),
+            2.0 * ops.arcsinh(5.0 * skewness),
+            5.0 * ops.log(variance),
+            6.0 * covariance / ops.sqrt(variance * of_below),
+            6.0 * ops.log(energy / of_details),
+            6.0 * ops.log(of_sharp / energy),
+        ],
+        axis=-1,
+    )
+
+
+def _centred(field: Any) -> Any:
+    """Fields ``(n, m, m, 1)`` less the mean of each."""
+    return field - ops.mean(field, axis=(1, 2, 3), keepdims=True)
+
+
+def _separate_scores(truth: Any, first: Any, second: Any) -> Any:
+    """Energy score of each number of ``(n, c)`` by itself; the mean of them, ``(n,)``."""
+    to_truth = 0.5 * (ops.abs(truth - first) + ops.abs(truth - second))
+    return ops.mean(to_truth - 0.5 * ops.abs(first - second), axis=-1)
 
 
 def _environments(like: Any, environment: Any) -> Any:
