@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from keras import ops
-from scipy import integrate, ndimage, stats
+from scipy import integrate, ndimage, special, stats
 from synthetic import NETWORK, SIZE, field, make_network
 
 from pysm_vae.vae import networks
@@ -313,17 +313,23 @@ def test_coarsest_map_has_its_variogram(octave):
     np.testing.assert_allclose(covariance.sum(axis=0), 0, atol=1e-4)
 
 
-def test_typical_top_has_the_mean_variance(octave, rng):
-    latents = rng.standard_normal((500, 25)).astype(np.float32)
+@pytest.mark.parametrize("scatter", [0.0, 0.25])
+def test_typical_tops_have_the_variances_of_patches(octave, rng, scatter):
+    """Their mean, and the scatter of their logarithm; a Gaussian field's is twice that."""
+    latents = rng.standard_normal((4000, 25)).astype(np.float32)
     root = np.asarray(octave.top_matrix(5))
+    octave.top_scatter.assign(scatter)
     typical = octave.typical_top(latents)
-    maps = typical @ root.T
-    mean = np.mean((latents @ root.T) ** 2)
-    np.testing.assert_allclose((maps**2).mean(axis=1), mean, rtol=0.1)
-    assert np.std((maps**2).mean(axis=1)) < 1e-4 * mean
-    # The same map but for a factor.
+    octave.top_scatter.assign(0.0)
+    gaussian, found = (((each @ root.T) ** 2).mean(axis=1) for each in (latents, typical))
+    np.testing.assert_allclose(found.mean(), gaussian.mean(), rtol=0.05)
+    assert np.std(np.log(found)) == pytest.approx(scatter, rel=0.15, abs=1e-4)
+    assert np.std(np.log(gaussian)) > 0.5
+    # The same map but for a factor, and the stronger stays the stronger.
     ratio = typical / latents
     np.testing.assert_allclose(ratio, ratio[:, :1] * np.ones(25), rtol=1e-4)
+    if scatter:
+        np.testing.assert_array_equal(np.argsort(found)[::400], np.argsort(gaussian)[::400])
 
 
 def test_adapt_measures_scales_and_variogram(rng):
@@ -333,6 +339,9 @@ def test_adapt_measures_scales_and_variogram(rng):
     np.testing.assert_allclose(network.detail_scale.numpy(), [0.5, 0.25], rtol=0.03)
     # Block means of 4 x 4 pixels have variance 1/16 at any lag: g = 1/16, h at its lower limit.
     np.testing.assert_allclose(network.variogram.numpy(), [1 / 16, 0.05], rtol=0.05)
+    # The variance of 16 independent ones: chi-square of 15 degrees of freedom.
+    expected = np.sqrt(special.polygamma(1, 15 / 2))
+    np.testing.assert_allclose(network.top_scatter.numpy(), expected, rtol=0.1)
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -581,6 +581,9 @@ class Octave(PatchVAE):
         self.variogram = self.add_weight(
             shape=(2,), initializer="ones", trainable=False, name="variogram"
         )
+        self.top_scatter = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name="top_scatter"
+        )
         if critic_weight:
             self.critic = _Critic(octaves, name="critic")
             self.critic.build((None, None, None, 4))
@@ -604,7 +607,7 @@ class Octave(PatchVAE):
         return {name: getattr(self, name) for name in names}
 
     def adapt(self, patches: np.ndarray) -> None:
-        """Measure the scales of the octaves, and the variogram of the coarsest map.
+        """Measure the octaves' scales, the coarsest map's variogram and its variance's scatter.
 
         Parameters
         ----------
@@ -646,6 +649,7 @@ class Octave(PatchVAE):
         ]
         exponent = float(np.clip(np.log2(lags[1] / lags[0]), 0.05, 1.9))
         self.variogram.assign(np.array([lags[0], exponent], np.float32))
+        self.top_scatter.assign(np.std(np.log(np.var(top, axis=(1, 2)) + 1e-6)))
 
     def _bands(self, coarse: Any) -> list[Any]:
         """Three maps ``(n, m, m)`` whose sum is the coarse one ``(n, m, m, 1)``."""
@@ -741,14 +745,23 @@ class Octave(PatchVAE):
         return vectors * ops.sqrt(ops.maximum(values, 0.0))
 
     def typical_top(self, top: np.ndarray) -> np.ndarray:
-        """Scale the coarsest map's latents ``(n, m)`` so that each map has the mean variance.
+        """Scale the coarsest map's latents ``(n, m)`` so that the maps' variances are typical.
 
-        Patches are standardised, and most of their variance is the coarsest map's: it hardly
-        differs from patch to patch. That of a Gaussian field of so few pixels does, by factors.
+        Patches are standardised, and most of their variance is the coarsest map's: it differs from
+        patch to patch by a quarter, and what it lacks the small scales have. That of a Gaussian
+        field of so few pixels differs by factors. Its logarithm is brought to the scatter of the
+        training patches' (``top_scatter``), with the mean variance as it was.
         """
-        root = np.asarray(self.top_matrix(math.isqrt(top.shape[1])))
+        root = np.asarray(self.top_matrix(math.isqrt(top.shape[1])), np.float64)
+        power = np.sum(root**2, axis=0)
         variance = np.sum((top @ root.T) ** 2, axis=1, keepdims=True)
-        return (top * np.sqrt(np.sum(root**2) / variance)).astype(np.float32)
+        # What the sums of these squares are like has no closed form.
+        normals = np.random.default_rng(0).standard_normal((4096, len(power)))
+        logs = np.log(normals**2 @ power)
+        scatter = float(self.top_scatter)
+        surplus = (np.log(variance) - logs.mean()) / logs.std()
+        typical = np.exp(scatter * surplus - 0.5 * scatter**2)
+        return (top * np.sqrt(power.sum() * typical / variance)).astype(np.float32)
 
     def encode(self, patches: Any, environment: Any = None) -> list[tuple[Any, Any]]:
         """See :meth:`PatchVAE.encode`; the coarsest map is known exactly."""
