@@ -315,8 +315,9 @@ def test_coarsest_map_has_its_variogram(octave):
 
 @pytest.mark.parametrize("scatter", [0.0, 0.25])
 def test_typical_tops_have_the_variances_of_patches(octave, rng, scatter):
-    """Their mean, and the scatter of their logarithm; a Gaussian field's is twice that."""
+    """Their mean, and the scatter of their logarithm; a Gaussian field's is nearly twice that."""
     latents = rng.standard_normal((4000, 25)).astype(np.float32)
+    octave.variogram.assign([0.4, 0.7])
     root = np.asarray(octave.top_matrix(5))
     octave.top_scatter.assign(scatter)
     typical = octave.typical_top(latents)
@@ -324,7 +325,7 @@ def test_typical_tops_have_the_variances_of_patches(octave, rng, scatter):
     gaussian, found = (((each @ root.T) ** 2).mean(axis=1) for each in (latents, typical))
     np.testing.assert_allclose(found.mean(), gaussian.mean(), rtol=0.05)
     assert np.std(np.log(found)) == pytest.approx(scatter, rel=0.15, abs=1e-4)
-    assert np.std(np.log(gaussian)) > 0.5
+    assert np.std(np.log(gaussian)) > 0.4
     # The same map but for a factor, and the stronger stays the stronger.
     ratio = typical / latents
     np.testing.assert_allclose(ratio, ratio[:, :1] * np.ones(25), rtol=1e-4)
