@@ -376,7 +376,8 @@ class TestGan:
         invoke(dcgan.app, *args)
         found = json.loads((tmp_path / "dcgan.json").read_text())["A"]
         assert [each["seed"] for each in found["seeds"]] == [0, 1]
-        assert found["compared_with"]["steps"] == 2
+        # 32 patches in a batch of 32, once.
+        assert found["compared_with"]["steps"] == 1
         assert found["split"]["test"] == ["one:0"]
         assert judged == [["dcgan_0", "dcgan_1"]]
         assert (tmp_path / "A" / "dcgan.png").stat().st_size > 1000
