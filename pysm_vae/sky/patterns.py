@@ -77,7 +77,6 @@ class Patterns(ABC):
             cells = int(BLOCK_CELLS + 2 * HALO_CELLS)
             self._block = Plane(cells, self.depth, wanted, part="small", margin=HALO_CELLS / 3)
             self._block_filters = self._filters_of(self._block)
-            self._stretches: dict[tuple[int, int], np.ndarray] = {}
 
     def draw(
         self,
@@ -181,11 +180,8 @@ class Patterns(ABC):
                 window.append(slice(spans[-1].start - start, spans[-1].stop - start))
             rows, columns = spans
             piece = np.zeros((len(fields), self._block.size, self._block.size), np.float32)
-            if (row, column) not in self._stretches:
-                stretch = self._stretch(coordinates[rows], coordinates[columns])
-                self._stretches[row, column] = stretch
-            piece[:, window[0], window[1]] = fields[:, rows, columns]
-            piece[:, window[0], window[1]] *= self._stretches[row, column]
+            stretch = self._stretch(coordinates[rows], coordinates[columns])
+            piece[:, window[0], window[1]] = fields[:, rows, columns] * stretch
             piece = self._filtered(self._block, self._block_filters, piece)
             inner = slice(halo, halo + side)
             rows, columns = (slice(number * side, (number + 1) * side) for number in (row, column))

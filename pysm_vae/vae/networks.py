@@ -910,6 +910,8 @@ class Octave(PatchVAE):
         drawn = [pyramid[-1], pyramid[-1]]
         for octave in reversed(range(self.octaves)):
             if training and octave == self.FINE - 1:
+                # The first of the batch, which is shuffled. What the coarse octaves have found of
+                # all of it goes on as its mean.
                 part = -(-ops.shape(environment)[0] // self.coarse_share)
                 environment, running = environment[:part], running[:part]
                 pyramid = [level[:part] for level in pyramid]
