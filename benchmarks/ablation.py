@@ -396,7 +396,7 @@ def main(
     maps: Maps,
     folds: Folds,
     out: Out,
-    epochs: Annotated[int, typer.Option(min=1, help="As in 'pysm-vae train'.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="As in 'pysm-vae train'.")] = 16,
     patches: Annotated[int, typer.Option(min=1, help="As in 'pysm-vae train'.")] = 4000,
     size: Annotated[int, typer.Option(min=16, help="As in 'pysm-vae train'.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of patches, weights and samples.")] = 0,
