@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,6 +112,25 @@ def run_folds(
     return found
 
 
+def check_trained_alike(card: Path, config: TrainingConfig) -> None:
+    """Make sure that folds say something about the weights whose card their figures go on.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such card.
+    ValueError
+        If those weights were trained with other settings than the folds.
+    """
+    settings, folds = load_generator(card).card["config"], asdict(config)
+    other = sorted(key for key in folds if settings.get(key) != folds[key])
+    if other:
+        raise ValueError(
+            f"{str(card)!r} was trained with other settings than these folds ({', '.join(other)}): "
+            "give the folds the same, or the card of weights that were trained alike"
+        )
+
+
 @app.command()
 def main(
     maps: Maps,
@@ -151,14 +171,14 @@ def main(
     """Train on all sky but a fold's, compare with that, and pool the folds."""
     from pysm_vae.stats.report import write_report
 
-    if card is not None and not card.is_file():
-        raise FileNotFoundError(f"no model card at {str(card)!r}")
     given = {fold.name: fold for fold in parse_folds(folds)}
     chosen = [given[name] for name in choose(list(given), only)]
     out = writable_folder(out)
     config = training_config(
         architecture.value, size=size, epochs=epochs, patches=patches, seed=seed
     )
+    if card is not None:
+        check_trained_alike(card, config)
     evaluations = run_folds(
         read_maps(maps, min_latitude),
         chosen,

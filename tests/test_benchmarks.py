@@ -255,6 +255,17 @@ class TestFolds:
             invoke(folds.app, *sky.options, *FOLDS, "--only=C", f"--out={tmp_path}")
 
 
+def test_figures_of_folds_go_on_cards_of_weights_trained_alike(trained):
+    card = trained.out / "A" / "octave.json"
+    config = TrainingConfig(**load_generator(card).card["config"])
+    folds.check_trained_alike(card, config)
+    other = replace(config, batch_size=7, zoom=1.5)
+    with pytest.raises(ValueError, match=r"other settings .*\(batch_size, zoom\)"):
+        folds.check_trained_alike(card, other)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        folds.check_trained_alike(trained.out / "none.json", config)
+
+
 class TestGan:
     def test_losses(self, rng):
         """Cross entropies of the discriminator's probabilities, before the step."""
