@@ -46,8 +46,7 @@ def patterns(small: SmallScales) -> np.ndarray:
     maps = np.zeros((3, hp.nside2npix(nside)))
     for tile, pixels in small.tiling.charts(nside):
         view = small.tiling.locate(tile, nside, pixels)
-        layers = [layer for layer in small.layers(tile, view.places) if layer.size]
-        maps[:, pixels[view.where]] += view.weights * sum(small.tiling.evaluate(view, layers))
+        maps[:, pixels[view.where]] += small.shares(small.layers(tile, view.places), view)
     return np.array(hp.map2alm(maps, lmax=lmax, iter=1))
 
 

@@ -21,8 +21,7 @@ def small_scales(nside: int) -> SmallScales:
 def lay(small: SmallScales, tile: int, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The T, Q and U patterns of a chart on those pixels where it has weight, times that."""
     view = small.tiling.locate(tile, small.nside, pixels)
-    layers = [layer for layer in small.layers(tile, view.places) if layer.size]
-    return pixels[view.where], view.weights * sum(small.tiling.evaluate(view, layers))
+    return pixels[view.where], small.shares(small.layers(tile, view.places), view)
 
 
 def test_pure_e_has_hardly_any_b():

@@ -29,6 +29,7 @@ from pysm_vae.sky.largescales import (
     finer,
     spline,
 )
+from pysm_vae.sky.seams import gains_of
 from pysm_vae.sky.smallscales import SmallScales, _lay
 from pysm_vae.sky.templates import SPLIT, load_template
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling
@@ -275,24 +276,31 @@ def test_bounds_hold_on_the_sky(template, large_scales):
 
 @pytest.mark.parametrize("t", [0.3, 2.5])
 def test_pixels_get_what_the_ground_says(ground, t):
-    """The compiled loop has the formulas of crowding, modulation and bound once more: the same."""
+    """The compiled loop has the formulas of crowding, modulation and bound once more: the same.
+
+    In a seam, where patterns have gains.
+    """
     rough, i, q, u = 1.3, ground.crowded - 0.5, 0.05, -0.08
     layer = np.ones((1, CELLS, CELLS))
     large = layer * np.array([rough, i, q, u])[:, None, None]
     patterns = (layer * np.array([t, 0.02, 0.03])[:, None, None]).astype("f4")
     weight, mean = 0.8, -0.1
+    energy = np.tile(layer, (2, 1, 1)), np.array([[0.5, 1.2, 2.0], [-0.3, 0.4, 1.5]])
+    pixel = np.array([weight]), np.zeros((1, 2))
+    gains = gains_of(*energy, *pixel)[:, 0]
+    assert np.all(np.abs(gains - 1) > 0.02)
     maps = np.zeros((3, 1), "f4")
     _lay(
-        *(large, mean * layer, patterns, patterns[:, :0, :0]),
+        *(large, mean * layer, patterns, patterns[:, :0, :0], *energy),
         *(ground.crowded, ground.polarisation),
-        *(np.array([weight]), np.zeros((1, 2)), np.array([[1.0, 0.0]]), np.array([0])),
+        *(*pixel, np.array([[1.0, 0.0]]), np.array([0])),
         maps,
     )
     crowding = ground.crowding(i)
-    modulation = crowding * ground.modulation(q, u)
+    modulation = crowding * ground.modulation(q, u) * gains[1]
     want = [
         weight**2 * i
-        + weight * bounded(np.array(crowding * rough * t))
+        + weight * bounded(np.array(crowding * rough * gains[0] * t))
         + (weight * crowding) ** 2 * mean,
         weight**2 * q + weight * modulation * 0.02,
         weight**2 * u + weight * modulation * 0.03,

@@ -17,6 +17,7 @@ from pysm_vae.sky.calibration import PIVOT
 from pysm_vae.sky.canvas import Between
 from pysm_vae.sky.patterns import Patterns
 from pysm_vae.sky.planes import Plane, Spectra
+from pysm_vae.sky.seams import seam_gains
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import SPLIT, handover
 from pysm_vae.sky.tiling import BLOCK, Tiling, spline_values_at
@@ -56,6 +57,7 @@ class ParameterScales(Patterns):
     """
 
     fields = ("beta", "temperature")
+    groups = (slice(0, 1), slice(1, 2))
 
     def __init__(
         self,
@@ -153,14 +155,15 @@ def _missing(ell: np.ndarray, split: tuple[float, float]) -> np.ndarray:
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _lay(coarse, fine, weights, places, where, maps):
+def _lay(coarse, fine, energies, statistics, weights, places, where, maps):
     """Add one chart's scalar fields at the pixels of a view."""
     npix, number = places.shape[0], coarse.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        small, finer = np.empty(number), np.zeros(number)
+        small, finer, gains = np.empty(number), np.zeros(number), np.empty(number)
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
             spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], finer)
+            seam_gains(energies, statistics, weights[p], places[p], gains)
             for k in range(number):
-                maps[k, where[p]] += weights[p] * (small[k] + finer[k])
+                maps[k, where[p]] += weights[p] * gains[k] * (small[k] + finer[k])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import healpy as hp
 import numpy as np
@@ -17,7 +18,8 @@ import scipy.ndimage
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis, occupied
+from pysm_vae.sky.seams import gains_of, local_energy
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, occupied
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
 #: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
@@ -25,6 +27,25 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 BAND_LIMIT = 1.9
 #: Octaves of the finest grids, for nside 8192.
 MAX_DEPTH = 8
+
+
+class Layers(NamedTuple):
+    """Patterns of one chart, as arrays for compiled code.
+
+    Attributes
+    ----------
+    coarse, fine : float32 array, each (fields, size, size)
+        Spline coefficients, and of what is to be added to these if the grid is finer than that of
+        whole charts; else the second is empty.
+    energies : float64 array, shape (groups, size, size)
+    statistics : float64 array, shape (groups, 3)
+        See :func:`pysm_vae.sky.seams.local_energy`.
+    """
+
+    coarse: np.ndarray
+    fine: np.ndarray
+    energies: np.ndarray
+    statistics: np.ndarray
 
 
 class Patterns(ABC):
@@ -47,6 +68,8 @@ class Patterns(ABC):
     ----------
     fields : tuple of str
         What is drawn; of :data:`pysm_vae.sky.canvas.FIELDS`.
+    groups : tuple of slice
+        Fields that share a local energy.
     depth : int
         There are ``2**depth`` pixels a cell on the finest grids.
     lmax : float
@@ -54,6 +77,7 @@ class Patterns(ABC):
     """
 
     fields: tuple[str, ...]
+    groups: tuple[slice, ...]
 
     def __init__(
         self, generator: Generator, tiling: Tiling, *, seed: int | Between, nside: int, slope: float
@@ -132,7 +156,7 @@ class Patterns(ABC):
         del tile
         return fields
 
-    def layers(self, tile: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def layers(self, tile: int, places: np.ndarray) -> Layers:
         """Draw the patterns of one chart.
 
         Parameters
@@ -144,9 +168,7 @@ class Patterns(ABC):
 
         Returns
         -------
-        coarse, fine : ndarray, float32, each (fields, size, size)
-            Spline coefficients, and of what is to be added to these if the grid is finer than that
-            of whole charts; else the second is empty.
+        Layers
         """
         depth = self._plane.depth
         if not self.generator.conditional:
@@ -161,9 +183,33 @@ class Patterns(ABC):
             coarse = self._own(tile, coarse)
         coarse *= self._stretch(axis(coarse.shape[1]), axis(coarse.shape[2]))
         patterns = self._filtered(self._plane, self._filters, coarse)
-        if self.depth == depth:
-            return patterns, patterns[:, :0, :0]
-        return patterns, self._fine_patterns(finest, blocks)
+        fine = patterns[:, :0, :0]
+        if self.depth > depth:
+            fine = self._fine_patterns(finest, blocks)
+        return Layers(patterns, fine, *local_energy(patterns, self.groups))
+
+    def shares(self, layers: Layers, view: View) -> np.ndarray:
+        """Values of one chart's patterns at pixels, as they are added to other charts'.
+
+        Parameters
+        ----------
+        layers : Layers
+            The patterns.
+        view : View
+            The pixels.
+
+        Returns
+        -------
+        ndarray, shape (fields, n)
+            Q and U, if there are three fields, in the pixels' frames.
+        """
+        (values,) = self.tiling.evaluate(view, [layers.coarse])
+        if layers.fine.size:
+            values += self.tiling.evaluate(view, [layers.fine])[0]
+        gains = gains_of(layers.energies, layers.statistics, view.weights, view.places)
+        for group, gain in zip(self.groups, gains, strict=True):
+            values[group] *= gain * view.weights
+        return values
 
     def _fine_patterns(self, fields: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """What a fine grid adds to the patterns, in some blocks of a chart."""

@@ -16,8 +16,9 @@ from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.ground import BRIGHTEST, shared_ground
 from pysm_vae.sky.largescales import spline
-from pysm_vae.sky.patterns import Patterns
+from pysm_vae.sky.patterns import Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
+from pysm_vae.sky.seams import seam_gains
 from pysm_vae.sky.templates import SPLIT, Template
 from pysm_vae.sky.tiling import BLOCK, CELLS, spline_values_at
 from pysm_vae.vae.generator import Generator
@@ -47,6 +48,7 @@ class SmallScales(Patterns):
     """
 
     fields = ("T", "E", "B")
+    groups = (slice(0, 1), slice(1, 3))
 
     def __init__(
         self,
@@ -92,14 +94,14 @@ class SmallScales(Patterns):
         view = self.tiling.locate(tile, self.nside, pixels)
         if not len(view.where):
             return
-        offset, coarse = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
-        fine = coarse[:, :0, :0]
+        offset, nothing = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
+        layers = Layers(nothing, nothing[:, :0, :0], np.ones((2, CELLS, CELLS)), np.zeros((2, 3)))
         if self.ground.levels.any():
-            coarse, fine = self.layers(tile, view.places)
-            offset = spline(self._offset(tile, coarse[0]))[None]
-        splines = self.ground.large.splines[tile], offset, coarse, fine
+            layers = self.layers(tile, view.places)
+            offset = spline(self._offset(tile, layers.coarse[0]))[None]
+        large = self.ground.large.splines[tile], offset
         ground = self.ground.crowded, self.ground.polarisation
-        _lay(*splines, *ground, *view[1:], where[view.where], maps)
+        _lay(*large, *layers, *ground, *view[1:], where[view.where], maps)
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
         """What keeps the mean intensity, of the spline coefficients of T."""
@@ -112,26 +114,30 @@ class SmallScales(Patterns):
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _lay(large, offset, coarse, fine, crowded, polarisation, weights, places, turns, where, maps):
+def _lay(
+    large, offset, coarse, fine, energies, statistics, crowded, polarisation,
+    weights, places, turns, where, maps,
+):  # fmt: skip
     """Add one chart's fields at the pixels of a view."""
     npix = places.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
         ground, mean = np.empty(4), np.empty(1)
-        small, finer = np.empty(3), np.zeros(3)
+        small, finer, gains = np.empty(3), np.zeros(3), np.empty(2)
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
             spline_values_at(large, places[p], ground)
             spline_values_at(offset, places[p], mean)
             spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], finer)
+            seam_gains(energies, statistics, weights[p], places[p], gains)
             share = weights[p] * weights[p]
             crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
             factor = weights[p] * crowding
-            t = crowding * ground[0] * (small[0] + finer[0])
+            t = crowding * ground[0] * gains[0] * (small[0] + finer[0])
             if t > KNEE:
                 t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
             polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
-            modulation = factor * math.sqrt(0.5 * (1.0 + polarised))
+            modulation = factor * gains[1] * math.sqrt(0.5 * (1.0 + polarised))
             q = share * ground[2] + modulation * (small[1] + finer[1])
             u = share * ground[3] + modulation * (small[2] + finer[2])
             pixel = where[p]

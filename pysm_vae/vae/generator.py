@@ -441,7 +441,7 @@ def draw_latents(
         Shapes of the latents of one patch.
     keys : sequence of tuple of int
         One key a patch, such as (seed, number). The same key always gives the same
-        latents, whatever else is drawn (Philox, a counter-based generator: Salmon et al. 2011).
+        latents, whatever else is drawn (SFC64, the fastest of numpy's generators at this).
 
     Returns
     -------
@@ -452,7 +452,7 @@ def draw_latents(
     latents = [np.empty((len(keys), *shape), np.float32) for shape in shapes]
 
     def fill(i: int) -> None:
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(keys[i])))
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(keys[i])))
         for latent in latents:
             rng.standard_normal(dtype=np.float32, out=latent[i])
 

@@ -1,0 +1,135 @@
+r"""What patterns lose where charts are blended, and how they get it back.
+
+Where two independent charts overlap with weights :math:`w`, :math:`\sum w^2 = 1`, their sum keeps
+the variance; but of an excess kurtosis :math:`\kappa` only :math:`\kappa\sum w^4` is left, half of
+it in the middle. Dust is intermittent because its local energy is: about log-normal, a field of its
+own. So each chart is made *more* intermittent before the sum, by a power of its local energy e,
+
+.. math:: x \to x\,(e/\hat e)^{\gamma/2}, \qquad
+          (1+\gamma)^2 = 1 + \frac{1}{s^2}\ln\frac{3 + \kappa/\sum w^4}{3 + \kappa},
+
+with :math:`s^2` the variance of :math:`\ln e`. To a Gaussian field under a log-normal energy that
+gives a kurtosis of :math:`\kappa/\sum w^4`, and to the sum one of :math:`\kappa`. The variance
+stays as it was with :math:`\ln\hat e = \overline{\ln e} + (2+\gamma)s^2/2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from pysm_vae.sky.planes import spline_values
+from pysm_vae.sky.tiling import CELLS, spline_values_at
+
+#: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
+#: than a seam, and wide enough that an energy is not that of a single wave.
+ENERGY_DEPTH = 2
+#: Octaves of the grid on which fields are squared: finer ones must not make it another sky.
+_SQUARED_DEPTH = 3
+# This much of a chart, at each edge, where fields end, is not looked at.
+_EDGE = 1 / 8
+
+
+class Energy(NamedTuple):
+    """Local energies of the patterns of a chart.
+
+    Attributes
+    ----------
+    splines : float64 array, shape (groups, size, size)
+        Coefficients of positive splines.
+    numbers : float64 array, shape (groups, 3)
+        Mean and variance of the energy's logarithm, and the patterns' excess kurtosis.
+    """
+
+    splines: np.ndarray
+    numbers: np.ndarray
+
+
+def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
+    """Local energies of patterns.
+
+    Parameters
+    ----------
+    patterns : array, shape (fields, size, size)
+        Spline coefficients on a grid of ``_SQUARED_DEPTH`` octaves or more of a whole chart.
+    groups : sequence of slice
+        Fields that share an energy, as Q and U must, so that it turns with no frame.
+    """
+    while patterns.shape[-1] > CELLS << _SQUARED_DEPTH:
+        rows = patterns[:, ::2] + patterns[:, 1::2]
+        patterns = 0.25 * (rows[:, :, ::2] + rows[:, :, 1::2])
+    squares = spline_values(patterns) ** 2
+    size = CELLS << ENERGY_DEPTH
+    block = squares.shape[-1] // size
+    splines, numbers = [], []
+    for group in groups:
+        square = squares[group]
+        means = square.mean(axis=0).reshape(size, block, size, block).mean(axis=(1, 3))
+        # Where there is no pattern its energy is of no account, but it has a logarithm.
+        splines.append(np.maximum(means, np.finfo(np.float32).tiny).astype(float))
+        seen, logs = _inner(square), _inner(np.log(spline_values(splines[-1])))
+        power = seen.mean(axis=(1, 2))
+        kurtosis = 0.0
+        if power.all():
+            scaled = seen / power[:, None, None]
+            kurtosis = max(np.mean(scaled**2) - 3, 0.0)
+        numbers.append((logs.mean(), logs.var(), kurtosis))
+    return Energy(np.array(splines), np.array(numbers))
+
+
+def _inner(field: np.ndarray) -> np.ndarray:
+    edge = int(field.shape[-1] * _EDGE)
+    return field[..., edge:-edge, edge:-edge]
+
+
+def gains_of(
+    splines: np.ndarray, numbers: np.ndarray, weights: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Factors on a chart's patterns at places.
+
+    Parameters
+    ----------
+    splines, numbers : array
+        An `Energy`.
+    weights : array, shape (n,)
+        The chart's.
+    places : array, shape (n, 2)
+        x and y on the chart, radians.
+
+    Returns
+    -------
+    array, shape (groups, n)
+    """
+    gains = np.empty((len(places), len(splines)))
+    _gains(splines, numbers, weights, places, gains)
+    return gains.T
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _gains(splines, numbers, weights, places, gains):
+    for p in range(len(places)):
+        seam_gains(splines, numbers, weights[p], places[p], gains[p])
+
+
+@numba.njit(cache=True, error_model="numpy")
+def seam_gains(splines, numbers, weight, place, gains):
+    """Fill ``gains`` with the factor on each group's patterns at one place; for compiled code."""
+    if weight == 1.0:
+        gains[:] = 1.0
+        return
+    # As if no more than two charts met.
+    power = weight * weight
+    diluted = power * power + (1.0 - power) * (1.0 - power)
+    spline_values_at(splines, place, gains)
+    for g in range(len(gains)):
+        mean, variance, kurtosis = numbers[g]
+        if kurtosis == 0.0:
+            gains[g] = 1.0
+            continue
+        stretch = 1.0 + math.log((3.0 + kurtosis / diluted) / (3.0 + kurtosis)) / variance
+        above = (math.sqrt(stretch) - 1.0) * (math.log(gains[g]) - mean)
+        gains[g] = math.exp(0.5 * (above - 0.5 * (stretch - 1.0) * variance))

@@ -1,0 +1,86 @@
+"""What blending takes from the intermittency of patterns, and that it is given back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from pysm_vae.sky.seams import gains_of, local_energy
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View
+
+SIZE = CELLS << 3
+GROUPS = (slice(0, 1), slice(1, 3))
+
+
+def intermittent(rng: np.random.Generator, scatter: float) -> np.ndarray:
+    """Three Gaussian fields; the first has an energy of its own, the others share one."""
+    fields = scipy.ndimage.gaussian_filter(rng.standard_normal((3, SIZE, SIZE)), (0, 2, 2))
+    for group in GROUPS:
+        logs = scipy.ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), 6)
+        fields[group] *= np.exp(0.5 * scatter * logs / logs.std())
+    return (fields / fields.std(axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+def kurtosis(values: np.ndarray) -> np.ndarray:
+    """Excess kurtosis of each row."""
+    return np.mean(values**4, axis=1) / np.mean(values**2, axis=1) ** 2 - 3
+
+
+def blended(rng: np.random.Generator, scatter: float, places: np.ndarray) -> list[np.ndarray]:
+    """Of two charts: the first's values, and the sums of both as they are and with the gains."""
+    half = np.full(len(places), np.sqrt(0.5))
+    view = View(np.arange(len(places)), half, places, np.tile([1.0, 0.0], (len(places), 1)))
+    plain = np.zeros((3, len(places)))
+    regained = np.zeros((3, len(places)))
+    for _ in range(2):
+        fields = intermittent(rng, scatter)
+        (values,) = Tiling().evaluate(view, [fields])
+        gains = gains_of(*local_energy(fields, GROUPS), half, places)
+        plain += values * half
+        regained += values * half * gains[[0, 1, 1]]
+    return [values, plain, regained]
+
+
+def test_a_sum_of_charts_is_as_intermittent_as_each(rng):
+    """Where charts have the same weight: half of the kurtosis without, about all of it with."""
+    places = rng.uniform(-0.35 * CELLS * CELL, 0.35 * CELLS * CELL, (40000, 2))
+    found = [blended(rng, 0.8, places) for _ in range(6)]
+    one, plain, regained = np.mean([[kurtosis(v) for v in draw] for draw in found], axis=0)
+    assert one.min() > 1
+    np.testing.assert_allclose(plain / one, 0.5, atol=0.12)
+    np.testing.assert_allclose(regained / one, 0.9, atol=0.2)
+    _, plain, regained = np.mean([[np.var(v, axis=1) for v in draw] for draw in found], axis=0)
+    np.testing.assert_allclose(regained, plain, rtol=0.06)
+
+
+def test_gaussian_fields_stay_as_they_are(rng):
+    fields = intermittent(rng, 0.0)
+    places = rng.uniform(-0.5, 0.5, (500, 2))
+    gains = gains_of(*local_energy(fields, GROUPS), np.full(500, np.sqrt(0.5)), places)
+    assert np.abs(gains - 1).max() < 0.02
+
+
+def test_only_seams_are_touched(rng):
+    energy = local_energy(intermittent(rng, 1.0), GROUPS)
+    places = rng.uniform(-0.5, 0.5, (500, 2))
+    assert np.all(gains_of(*energy, np.ones(500), places) == 1)
+    nearly = gains_of(*energy, np.full(500, np.sqrt(0.999)), places)
+    np.testing.assert_allclose(nearly, 1, atol=0.01)
+
+
+def test_finer_grids_have_the_same_energies(rng):
+    coarse = intermittent(rng, 1.0)
+    fine = scipy.ndimage.zoom(coarse, (1, 2, 2), order=1, grid_mode=True, mode="grid-constant")
+    first, second = (local_energy(fields, GROUPS) for fields in (coarse, fine))
+    inside = (slice(None), *2 * (slice(20, -20),))
+    ratio = second.splines[inside] / first.splines[inside]
+    assert ratio.std() < 0.1 * ratio.mean()
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_nothing_has_gains(depth):
+    """Patterns of no amplitude, as of polarisation if there is none."""
+    nothing = np.zeros((3, CELLS << depth, CELLS << depth), np.float32)
+    places = np.zeros((1, 2))
+    assert np.all(gains_of(*local_energy(nothing, GROUPS), np.array([0.7]), places) == 1)
