@@ -171,9 +171,10 @@ def train(
     inputs = network_inputs(training, maps)
     best = out / "best.weights.h5"
     network.fit(
-        Batches(inputs, config.batch_size, seed=config.seed),
-        validation_data=Batches(network_inputs(validation, maps), config.batch_size),
+        batches(inputs, config.batch_size, seed=config.seed),
+        validation_data=batches(network_inputs(validation, maps), config.batch_size),
         epochs=config.epochs,
+        shuffle=False,
         callbacks=_callbacks(out, best, config, tensorboard),
         verbose="auto" if progress else 0,
     )
@@ -369,11 +370,11 @@ def _network_config(config: TrainingConfig) -> dict[str, Any]:
     return {**fixed, **config.network}
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches of what a network takes, in a new order each epoch.
+def batches(inputs: dict[str, np.ndarray], size: int, seed: int | None = None) -> Any:
+    """Batches of what a network takes, in a new order each epoch, as a ``tf.data.Dataset``.
 
-    Of arrays Keras makes a ``tf.data`` pipeline that tunes itself, and the end of an epoch then
-    waits for the tuner to wake: up to a minute. It makes none for what has workers of its own.
+    The one that Keras makes of arrays tunes itself, and the end of an epoch then waits for the
+    tuner to wake: up to a minute. This one does not.
 
     Parameters
     ----------
@@ -384,26 +385,20 @@ class Batches(keras.utils.PyDataset):
     seed : int, optional
         Of the orders. None: as they come.
     """
+    import tensorflow as tf
 
-    def __init__(self, inputs: dict[str, np.ndarray], size: int, seed: int | None = None) -> None:
-        super().__init__(workers=2)
-        self._inputs = inputs
-        self._size = size
-        self._order = np.arange(len(next(iter(inputs.values()))))
-        self._rng = None if seed is None else np.random.default_rng(seed)
-        self.on_epoch_end()
+    tensors = {name: tf.constant(values) for name, values in inputs.items()}
+    number = len(next(iter(inputs.values())))
+    order = tf.data.Dataset.range(number)
+    if seed is not None:
+        order = order.shuffle(number, seed=seed, reshuffle_each_iteration=True)
+    options = tf.data.Options()
+    options.autotune.enabled = False
 
-    def __len__(self) -> int:
-        return -(-len(self._order) // self._size)
+    def gather(chosen: Any) -> dict[str, Any]:
+        return {name: tf.gather(values, chosen) for name, values in tensors.items()}
 
-    def __getitem__(self, number: int) -> tuple[dict[str, np.ndarray]]:
-        chosen = self._order[number * self._size : (number + 1) * self._size]
-        return ({name: values[chosen] for name, values in self._inputs.items()},)
-
-    def on_epoch_end(self) -> None:
-        """Shuffle."""
-        if self._rng is not None:
-            self._rng.shuffle(self._order)
+    return order.batch(size).map(gather).prefetch(1).with_options(options)
 
 
 class _KLWarmup(keras.callbacks.Callback):
