@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +18,6 @@ from pysm_vae.vae.generator import load_generator
 from pysm_vae.vae.patches import Split, tangent_grid
 from pysm_vae.vae.training import (
     TrainingConfig,
-    batches,
     grid_set,
     network_inputs,
     train,
@@ -160,28 +158,6 @@ def test_card_loads(finished):
         generator = load_generator(name)
         assert generator.sha256 == finished.card["sha256"]
         assert generator.sample(2).shape == (2, SIZE, SIZE)
-
-
-def test_batches_have_every_patch_once_an_epoch_in_new_orders():
-    inputs = {"patches": np.arange(10.0)[:, None, None], "environment": np.arange(10.0)}
-
-    def epoch(dataset: Any) -> np.ndarray:
-        found = list(dataset.as_numpy_iterator())
-        assert [len(batch["environment"]) for batch in found] == [4, 4, 2]
-        for batch in found:
-            np.testing.assert_array_equal(batch["patches"][:, 0, 0], batch["environment"])
-        return np.concatenate([batch["environment"] for batch in found])
-
-    shuffled = batches(inputs, 4, seed=3)
-    # The tuner would hold up the end of each epoch.
-    assert shuffled.options().autotune.enabled is False
-    first, second = epoch(shuffled), epoch(shuffled)
-    for order in (first, second):
-        assert sorted(order) == list(range(10))
-        assert list(order) != list(range(10))
-    assert list(first) != list(second)
-    assert list(epoch(batches(inputs, 4, seed=3))) == list(first)
-    assert list(epoch(batches(inputs, 4))) == list(range(10))
 
 
 def test_best_epoch_is_shipped(finished, maps):

@@ -171,10 +171,10 @@ def train(
     inputs = network_inputs(training, maps)
     best = out / "best.weights.h5"
     network.fit(
-        batches(inputs, config.batch_size, seed=config.seed),
-        validation_data=batches(network_inputs(validation, maps), config.batch_size),
+        inputs,
+        validation_data=(network_inputs(validation, maps), None),
         epochs=config.epochs,
-        shuffle=False,
+        batch_size=config.batch_size,
         callbacks=_callbacks(out, best, config, tensorboard),
         verbose="auto" if progress else 0,
     )
@@ -368,37 +368,6 @@ def read_history(path: Path) -> dict[str, list[float]]:
 def _network_config(config: TrainingConfig) -> dict[str, Any]:
     fixed = {"size": config.size} if config.architecture == "thorne2021" else {}
     return {**fixed, **config.network}
-
-
-def batches(inputs: dict[str, np.ndarray], size: int, seed: int | None = None) -> Any:
-    """Batches of what a network takes, in a new order each epoch, as a ``tf.data.Dataset``.
-
-    The one that Keras makes of arrays tunes itself, and the end of an epoch then waits for the
-    tuner to wake: up to a minute. This one does not.
-
-    Parameters
-    ----------
-    inputs : dict of ndarray
-        Of as many patches each, as :func:`network_inputs` gives them.
-    size : int
-        Patches a batch; the last one may have fewer.
-    seed : int, optional
-        Of the orders. None: as they come.
-    """
-    import tensorflow as tf
-
-    tensors = {name: tf.constant(values) for name, values in inputs.items()}
-    number = len(next(iter(inputs.values())))
-    order = tf.data.Dataset.range(number)
-    if seed is not None:
-        order = order.shuffle(number, seed=seed, reshuffle_each_iteration=True)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-
-    def gather(chosen: Any) -> dict[str, Any]:
-        return {name: tf.gather(values, chosen) for name, values in tensors.items()}
-
-    return order.batch(size).map(gather).prefetch(1).with_options(options)
 
 
 class _KLWarmup(keras.callbacks.Callback):
