@@ -282,10 +282,11 @@ def estimate_training(
     start = time.perf_counter()
     network = training.built(config, few)
     inputs = training.network_inputs(few, maps)
-    network.fit({name: values[:batch] for name, values in inputs.items()}, verbose=0)
+    first = {name: values[:batch] for name, values in inputs.items()}
+    network.fit(training.Batches(first, batch), verbose=0)
     ready += time.perf_counter() - start + total * cut
     start = time.perf_counter()
-    network.fit(inputs, batch_size=batch, verbose=0)
+    network.fit(training.Batches(inputs, batch), verbose=0)
     step = (time.perf_counter() - start) / math.ceil(len(few) / batch)
     # A step of validation takes no longer than one of training.
     epoch = (math.ceil(total / batch) + math.ceil(len(validation) / batch)) * step

@@ -272,7 +272,8 @@ def test_large_scales_are_the_templates(skies, template):
 
 def test_spectra_are_power_laws_through_the_split(skies):
     mask, lmax = latitude_mask(256), 384
-    cls = np.mean([spectra(reference(sky), mask, lmax) for sky in skies], axis=0)
+    four = [*skies, *(VAEDust(256, seed=seed) for seed in (2, 3))]
+    cls = np.mean([spectra(reference(sky), mask, lmax) for sky in four], axis=0)
     ell = np.arange(lmax + 1)
     edges = np.geomspace(60, lmax, 9).astype(int)
     centre, power = [], []
@@ -286,9 +287,10 @@ def test_spectra_are_power_laws_through_the_split(skies):
         fit = np.polyfit(x, np.log(d_ell), 1)
         assert fit[0] == pytest.approx(slope, abs=0.15)
         assert np.abs(d_ell / np.exp(np.polyval(fit, x)) - 1).max() < 0.15
-    ratio = power[1] / power[2]
-    assert (ratio > 1.6).all()
-    assert (ratio < 2.4).all()
+    # 1.89 at l = 80, and the slopes asked for. A seed's bands scatter by 11 %, their mean by 7 %.
+    ratio = power[1] / power[2] / (1.89 * (np.exp(x) / 80) ** 0.12)
+    np.testing.assert_allclose(ratio, 1, atol=0.2)
+    assert ratio.mean() == pytest.approx(1, abs=0.1)
     correlation = power[3][3:] / np.sqrt(power[0][3:] * power[1][3:])
     np.testing.assert_allclose(correlation, 0.36, atol=0.08)
 

@@ -113,9 +113,13 @@ class TestPatchModel:
     def test_latents_are_about_standard_normal(self):
         """Of patches of the size that the encoder was trained on; it is not exact."""
         model = PatchModel(load_generator("octave"), 64)
-        latents = model.encode(model.sample(4, seed=2))
-        for each in latents[1:]:
-            assert 0.7 < each.std() < 1.6
+        top, *octaves = model.encode(model.sample(16, seed=2))[1:]
+        assert top.std() == pytest.approx(1, abs=0.4)
+        for each in octaves:
+            latents, left = each[..., :-3], each[..., -3:]
+            assert latents.std() == pytest.approx(1, abs=0.2)
+            # What an approximate draw of latents gets wrong is in what it leaves to the noise.
+            assert 1 < left.std() < 2.5
 
     def test_prior_is_that_of_the_generator(self, model):
         """Whose coarsest map is scaled to the same variance in each patch; ours is not."""
@@ -133,7 +137,8 @@ class TestPatchModel:
             model.generator, SIZE, scale_spread=0.2, calibrated=False, residual=noisy.residual
         )
         fine = mirror_power(plain.sample(200, seed=6))[0][-8:].mean()
-        assert fine > 2 * power[0][-8:].mean()
+        # Unfiltered, it adds twice as much as is tolerated above, at least.
+        assert fine > 1.5 * power[0][-8:].mean()
 
     def test_seeds(self, model):
         np.testing.assert_array_equal(model.sample(1, seed=7), model.sample(1, seed=7))

@@ -17,6 +17,7 @@ from pysm_vae.vae import training
 from pysm_vae.vae.generator import load_generator
 from pysm_vae.vae.patches import Split, tangent_grid
 from pysm_vae.vae.training import (
+    Batches,
     TrainingConfig,
     grid_set,
     network_inputs,
@@ -158,6 +159,29 @@ def test_card_loads(finished):
         generator = load_generator(name)
         assert generator.sha256 == finished.card["sha256"]
         assert generator.sample(2).shape == (2, SIZE, SIZE)
+
+
+def test_batches_have_every_patch_once_an_epoch_in_new_orders():
+    inputs = {"patches": np.arange(10.0)[:, None, None], "environment": np.arange(10.0)}
+
+    def epoch(batches: Batches) -> np.ndarray:
+        assert len(batches) == 3
+        found = [batches[number][0] for number in range(len(batches))]
+        assert [len(batch["environment"]) for batch in found] == [4, 4, 2]
+        for batch in found:
+            np.testing.assert_array_equal(batch["patches"][:, 0, 0], batch["environment"])
+        return np.concatenate([batch["environment"] for batch in found])
+
+    shuffled = Batches(inputs, 4, seed=3)
+    first = epoch(shuffled)
+    shuffled.on_epoch_end()
+    second = epoch(shuffled)
+    for order in (first, second):
+        assert sorted(order) == list(range(10))
+        assert list(order) != list(range(10))
+    assert list(first) != list(second)
+    assert list(epoch(Batches(inputs, 4, seed=3))) == list(first)
+    assert list(epoch(Batches(inputs, 4))) == list(range(10))
 
 
 def test_best_epoch_is_shipped(finished, maps):

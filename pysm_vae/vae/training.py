@@ -171,10 +171,9 @@ def train(
     inputs = network_inputs(training, maps)
     best = out / "best.weights.h5"
     network.fit(
-        inputs,
-        validation_data=(network_inputs(validation, maps), None),
+        Batches(inputs, config.batch_size, seed=config.seed),
+        validation_data=Batches(network_inputs(validation, maps), config.batch_size),
         epochs=config.epochs,
-        batch_size=config.batch_size,
         callbacks=_callbacks(out, best, config, tensorboard),
         verbose="auto" if progress else 0,
     )
@@ -368,6 +367,43 @@ def read_history(path: Path) -> dict[str, list[float]]:
 def _network_config(config: TrainingConfig) -> dict[str, Any]:
     fixed = {"size": config.size} if config.architecture == "thorne2021" else {}
     return {**fixed, **config.network}
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of what a network takes, in a new order each epoch.
+
+    Of arrays Keras makes a ``tf.data`` pipeline that tunes itself, and the end of an epoch then
+    waits for the tuner to wake: up to a minute. It makes none for what has workers of its own.
+
+    Parameters
+    ----------
+    inputs : dict of ndarray
+        Of as many patches each, as :func:`network_inputs` gives them.
+    size : int
+        Patches a batch; the last one may have fewer.
+    seed : int, optional
+        Of the orders. None: as they come.
+    """
+
+    def __init__(self, inputs: dict[str, np.ndarray], size: int, seed: int | None = None) -> None:
+        super().__init__(workers=2)
+        self._inputs = inputs
+        self._size = size
+        self._order = np.arange(len(next(iter(inputs.values()))))
+        self._rng = None if seed is None else np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._size)
+
+    def __getitem__(self, number: int) -> tuple[dict[str, np.ndarray]]:
+        chosen = self._order[number * self._size : (number + 1) * self._size]
+        return ({name: values[chosen] for name, values in self._inputs.items()},)
+
+    def on_epoch_end(self) -> None:
+        """Shuffle."""
+        if self._rng is not None:
+            self._rng.shuffle(self._order)
 
 
 class _KLWarmup(keras.callbacks.Callback):
