@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from pysm_vae.sky.seams import gains_of, local_energy
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View
+from pysm_vae.sky.seams import blended, gains_of, local_energy
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis
 
 SIZE = CELLS << 3
 GROUPS = (slice(0, 1), slice(1, 3))
@@ -27,7 +27,7 @@ def kurtosis(values: np.ndarray) -> np.ndarray:
     return np.mean(values**4, axis=1) / np.mean(values**2, axis=1) ** 2 - 3
 
 
-def blended(rng: np.random.Generator, scatter: float, places: np.ndarray) -> list[np.ndarray]:
+def sums(rng: np.random.Generator, scatter: float, places: np.ndarray) -> list[np.ndarray]:
     """Of two charts: the first's values, and the sums of both as they are and with the gains."""
     half = np.full(len(places), np.sqrt(0.5))
     view = View(np.arange(len(places)), half, places, np.tile([1.0, 0.0], (len(places), 1)))
@@ -45,13 +45,43 @@ def blended(rng: np.random.Generator, scatter: float, places: np.ndarray) -> lis
 def test_a_sum_of_charts_is_as_intermittent_as_each(rng):
     """Where charts have the same weight: half of the kurtosis without, about all of it with."""
     places = rng.uniform(-0.35 * CELLS * CELL, 0.35 * CELLS * CELL, (40000, 2))
-    found = [blended(rng, 0.8, places) for _ in range(6)]
+    found = [sums(rng, 0.8, places) for _ in range(6)]
     one, plain, regained = np.mean([[kurtosis(v) for v in draw] for draw in found], axis=0)
     assert one.min() > 1
     np.testing.assert_allclose(plain / one, 0.5, atol=0.12)
     np.testing.assert_allclose(regained / one, 0.9, atol=0.2)
     _, plain, regained = np.mean([[np.var(v, axis=1) for v in draw] for draw in found], axis=0)
     np.testing.assert_allclose(regained, plain, rtol=0.06)
+
+
+def test_gains_leave_the_variance_of_any_field(rng):
+    """Of a chart with few bright spots, too, which no log-normal energy describes."""
+    fields = intermittent(rng, 0.3)
+    y, x = np.indices((SIZE, SIZE)) / SIZE
+    fields *= 1 + 6 * np.exp(-((x - 0.4) ** 2 + (y - 0.6) ** 2) / (2 * 0.03**2))
+    places = rng.uniform(-0.35 * CELLS * CELL, 0.35 * CELLS * CELL, (100000, 2))
+    half = np.full(len(places), np.sqrt(0.5))
+    gains = gains_of(*local_energy(fields, GROUPS), half, places)[[0, 1, 1]]
+    view = View(np.arange(len(places)), half, places, np.tile([1.0, 0.0], (len(places), 1)))
+    (values,) = Tiling().evaluate(view, [fields])
+    assert gains.max() > 1.5
+    before, after = (np.mean(each**2, axis=1) for each in (values, gains * values))
+    np.testing.assert_allclose(after, before, rtol=0.1)
+
+
+def test_blended_fields_have_weights_and_gains(rng):
+    """On a chart's grid, and nothing where it has no weight."""
+    fields = intermittent(rng, 1.0)[1:]
+    energy = local_energy(fields, (slice(0, 1), slice(1, 2)))
+    window = Tiling().window_on(3, SIZE)
+    found = blended(fields, energy, window)
+    assert np.all(found[:, window == 0] == 0)
+    np.testing.assert_array_equal(found[:, window == 1], fields[:, window == 1])
+    rows, columns = np.nonzero((window > 0.3) & (window < 0.9))
+    places = np.stack([axis(SIZE)[columns], axis(SIZE)[rows]], axis=1)
+    weights = window[rows, columns].astype(float)
+    want = fields[:, rows, columns] * weights * gains_of(*energy, weights, places)
+    np.testing.assert_allclose(found[:, rows, columns], want, rtol=1e-5)
 
 
 def test_gaussian_fields_stay_as_they_are(rng):

@@ -278,32 +278,33 @@ def test_bounds_hold_on_the_sky(template, large_scales):
 def test_pixels_get_what_the_ground_says(ground, t):
     """The compiled loop has the formulas of crowding, modulation and bound once more: the same.
 
-    In a seam, where patterns have gains.
+    In a seam, where patterns have gains; but for Q and U of a whole chart, which have had theirs.
     """
     rough, i, q, u = 1.3, ground.crowded - 0.5, 0.05, -0.08
     layer = np.ones((1, CELLS, CELLS))
     large = layer * np.array([rough, i, q, u])[:, None, None]
     patterns = (layer * np.array([t, 0.02, 0.03])[:, None, None]).astype("f4")
     weight, mean = 0.8, -0.1
-    energy = np.tile(layer, (2, 1, 1)), np.array([[0.5, 1.2, 2.0], [-0.3, 0.4, 1.5]])
+    fine = (layer * np.array([0.1, -0.01, 0.04])[:, None, None]).astype("f4")
+    energy = np.tile(layer, (2, 1, 1)), np.array([[0.5, 1.2, 1.3, 2.0], [-0.3, 0.4, 0.6, 1.5]])
     pixel = np.array([weight]), np.zeros((1, 2))
     gains = gains_of(*energy, *pixel)[:, 0]
     assert np.all(np.abs(gains - 1) > 0.02)
     maps = np.zeros((3, 1), "f4")
     _lay(
-        *(large, mean * layer, patterns, patterns[:, :0, :0], *energy),
+        *(large, mean * layer, patterns, fine, *energy),
         *(ground.crowded, ground.polarisation),
         *(*pixel, np.array([[1.0, 0.0]]), np.array([0])),
         maps,
     )
     crowding = ground.crowding(i)
-    modulation = crowding * ground.modulation(q, u) * gains[1]
+    modulation, finer_weight = crowding * ground.modulation(q, u), weight * gains[1]
     want = [
         weight**2 * i
-        + weight * bounded(np.array(crowding * rough * gains[0] * t))
+        + weight * bounded(np.array(crowding * rough * gains[0] * (t + 0.1)))
         + (weight * crowding) ** 2 * mean,
-        weight**2 * q + weight * modulation * 0.02,
-        weight**2 * u + weight * modulation * 0.03,
+        weight**2 * q + modulation * (0.02 - finer_weight * 0.01),
+        weight**2 * u + modulation * (0.03 + finer_weight * 0.04),
     ]
     np.testing.assert_allclose(maps[:, 0], want, rtol=1e-5)
 

@@ -285,6 +285,13 @@ def test_charts_hold_all_pixels_of_weight(nside, tiling, rng):
     assert [len(where) for _, where in tiling.charts(nside, np.empty(0, int))] == [0] * 12
 
 
+@pytest.mark.parametrize("tile", range(12))
+def test_windows_on_the_charts_own_grids(tiling, tile):
+    """One pentagon serves all of them, one way up or the other."""
+    want = tiling.window(tile, tiling.vectors(tile, 90).reshape(-1, 3)).reshape(90, 90)
+    np.testing.assert_allclose(tiling.window_on(tile, 90), want, atol=1e-6)
+
+
 @pytest.mark.parametrize("overlap", [0, -1, MAX_OVERLAP + 0.01, np.nan, np.inf])
 def test_bad_overlap(overlap):
     with pytest.raises(ValueError, match=r"overlap must be above 0 and at most 3\.0 degrees"):

@@ -209,10 +209,8 @@ class Ground:
             "TE": np.sign(shared) * plane.filter(shared**2 * power[1], for_template),
         }
 
-    def patterns(
-        self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray
-    ) -> np.ndarray:
-        """Bring T, E, B fields to their spectra, and to T, Q, U spline coefficients.
+    def waves(self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray) -> np.ndarray:
+        """Waves of the spline coefficients of T, E, B patterns that have their spectra.
 
         Parameters
         ----------
@@ -221,14 +219,14 @@ class Ground:
         filters : dict
             What :meth:`filters` has for it.
         fields : ndarray, shape (3, size, size)
+            As drawn.
 
         Returns
         -------
-        ndarray, float32, shape (3, size, size)
+        ndarray, complex64, shape (3, size, size // 2 + 1)
         """
         t, e, b = plane.waves(fields)
-        e = filters["TE"] * t + filters["E"] * e
-        return plane.fields(np.stack([filters["T"] * t, *plane.stokes(e, filters["B"] * b)]))
+        return np.stack([filters["T"] * t, filters["TE"] * t + filters["E"] * e, filters["B"] * b])
 
     def _deficit_at(self, cycles: np.ndarray) -> np.ndarray:
         numbers = np.arange(1, len(self._deficit) + 1)

@@ -91,7 +91,7 @@ class ParameterScales(Patterns):
     def _filtered(
         self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray
     ) -> np.ndarray:
-        return plane.fields(filters["both"] * plane.waves(fields))
+        return filters["both"] * plane.waves(fields)
 
     def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
         view = self.tiling.locate(tile, self.nside, pixels)

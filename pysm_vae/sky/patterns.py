@@ -18,7 +18,7 @@ import scipy.ndimage
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
-from pysm_vae.sky.seams import gains_of, local_energy
+from pysm_vae.sky.seams import Energy, blended, gains_of, local_energy
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, occupied
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
@@ -36,10 +36,11 @@ class Layers(NamedTuple):
     ----------
     coarse, fine : float32 array, each (fields, size, size)
         Spline coefficients, and of what is to be added to these if the grid is finer than that of
-        whole charts; else the second is empty.
+        whole charts; else the second is empty. Of fields that are turned into others, the first
+        have the chart's weights already.
     energies : float64 array, shape (groups, size, size)
-    statistics : float64 array, shape (groups, 3)
-        See :func:`pysm_vae.sky.seams.local_energy`.
+    statistics : float64 array, shape (groups, 4)
+        Of the groups of fields that share gains; see :func:`pysm_vae.sky.seams.local_energy`.
     """
 
     coarse: np.ndarray
@@ -69,7 +70,9 @@ class Patterns(ABC):
     fields : tuple of str
         What is drawn; of :data:`pysm_vae.sky.canvas.FIELDS`.
     groups : tuple of slice
-        Fields that share a local energy.
+        Fields that share gains at pixels, one group after the other.
+    turned : slice
+        Fields that are turned into others; on grids of whole charts they get their weights before.
     depth : int
         There are ``2**depth`` pixels a cell on the finest grids.
     lmax : float
@@ -78,6 +81,7 @@ class Patterns(ABC):
 
     fields: tuple[str, ...]
     groups: tuple[slice, ...]
+    turned: slice = slice(0, 0)
 
     def __init__(
         self, generator: Generator, tiling: Tiling, *, seed: int | Between, nside: int, slope: float
@@ -141,7 +145,7 @@ class Patterns(ABC):
     def _filtered(
         self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray
     ) -> np.ndarray:
-        """Spline coefficients of the patterns that filters make of fields, (fields, size, size)."""
+        """Waves of the patterns that filters make of fields, (fields, size, size // 2 + 1)."""
 
     @abstractmethod
     def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
@@ -182,11 +186,19 @@ class Patterns(ABC):
                     coarse = finest
             coarse = self._own(tile, coarse)
         coarse *= self._stretch(axis(coarse.shape[1]), axis(coarse.shape[2]))
-        patterns = self._filtered(self._plane, self._filters, coarse)
+        patterns = self._plane.fields(self._filtered(self._plane, self._filters, coarse))
         fine = patterns[:, :0, :0]
         if self.depth > depth:
             fine = self._fine_patterns(finest, blocks)
-        return Layers(patterns, fine, *local_energy(patterns, self.groups))
+        each = [slice(f, f + 1) for f in range(len(patterns))[self.turned]]
+        energies, statistics = local_energy(patterns, [*self.groups, *each])
+        shared = len(self.groups)
+        if each:
+            window = self.tiling.window_on(tile, len(patterns[0]))
+            own = Energy(energies[shared:], statistics[shared:])
+            scalars = blended(patterns[self.turned], own, window)
+            patterns[self.turned] = self._plane.turned(scalars)
+        return Layers(patterns, fine, energies[:shared], statistics[:shared])
 
     def shares(self, layers: Layers, view: View) -> np.ndarray:
         """Values of one chart's patterns at pixels, as they are added to other charts'.
@@ -204,12 +216,14 @@ class Patterns(ABC):
             Q and U, if there are three fields, in the pixels' frames.
         """
         (values,) = self.tiling.evaluate(view, [layers.coarse])
+        shares = np.zeros_like(values)
+        shares[self.turned], values[self.turned] = values[self.turned], 0
         if layers.fine.size:
             values += self.tiling.evaluate(view, [layers.fine])[0]
         gains = gains_of(layers.energies, layers.statistics, view.weights, view.places)
         for group, gain in zip(self.groups, gains, strict=True):
-            values[group] *= gain * view.weights
-        return values
+            shares[group] += gain * view.weights * values[group]
+        return shares
 
     def _fine_patterns(self, fields: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """What a fine grid adds to the patterns, in some blocks of a chart."""
@@ -228,7 +242,10 @@ class Patterns(ABC):
             piece = np.zeros((len(fields), self._block.size, self._block.size), np.float32)
             stretch = self._stretch(coordinates[rows], coordinates[columns])
             piece[:, window[0], window[1]] = fields[:, rows, columns] * stretch
-            piece = self._filtered(self._block, self._block_filters, piece)
+            waves = self._filtered(self._block, self._block_filters, piece)
+            if len(waves[self.turned]):
+                waves[self.turned] = self._block.stokes(*waves[self.turned])
+            piece = self._block.fields(waves)
             inner = slice(halo, halo + side)
             rows, columns = (slice(number * side, (number + 1) * side) for number in (row, column))
             patterns[:, rows, columns] = piece[:, inner, inner]

@@ -131,6 +131,10 @@ class Plane:
         """Transform of fields ``(..., size, size)`` that fall to zero at the edges."""
         return scipy.fft.rfft2(fields * self._taper, workers=fft_workers())
 
+    def turned(self, fields: np.ndarray) -> np.ndarray:
+        """Q and U of E and B ``(2, size, size)`` that are zero at the edges, as they are here."""
+        return self.fields(np.stack(self.stokes(*scipy.fft.rfft2(fields, workers=fft_workers()))))
+
     def fields(self, waves: np.ndarray) -> np.ndarray:
         """Inverse of :meth:`waves`."""
         return scipy.fft.irfft2(waves, s=(self.size, self.size), workers=fft_workers())

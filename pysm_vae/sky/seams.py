@@ -6,11 +6,16 @@ it in the middle. Dust is intermittent because its local energy is: about log-no
 own. So each chart is made *more* intermittent before the sum, by a power of its local energy e,
 
 .. math:: x \to x\,(e/\hat e)^{\gamma/2}, \qquad
-          (1+\gamma)^2 = 1 + \frac{1}{s^2}\ln\frac{3 + \kappa/\sum w^4}{3 + \kappa},
+          (1+\gamma)^2 = 1 + \frac{1}{s^2}\ln\frac{3 + \kappa/\sum w^4}{3 + \kappa}.
 
-with :math:`s^2` the variance of :math:`\ln e`. To a Gaussian field under a log-normal energy that
-gives a kurtosis of :math:`\kappa/\sum w^4`, and to the sum one of :math:`\kappa`. The variance
-stays as it was with :math:`\ln\hat e = \overline{\ln e} + (2+\gamma)s^2/2`.
+To a Gaussian field under a log-normal energy, with :math:`s^2` the variance of :math:`\ln e`, that
+gives a kurtosis of :math:`\kappa/\sum w^4`, and to the sum one of :math:`\kappa`; the variance
+stays as it was with :math:`\ln\hat e = \overline{\ln e} + (2+\gamma)s^2/2`. Patterns are not quite
+that, so in :math:`\hat e` :math:`s^2` is what keeps the variance on the chart where
+:math:`\sum w^4 = 1/2`.
+
+E and B are multiplied as they are, scalars, before they are turned into Q and U. Were it done
+after, windows, which vary over 2.4°, would turn a twentieth of E into B.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import numba
 import numpy as np
 
 from pysm_vae.sky.planes import spline_values
-from pysm_vae.sky.tiling import CELLS, spline_values_at
+from pysm_vae.sky.tiling import CELLS, axis, spline_values_at
 
 #: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
 #: than a seam, and wide enough that an energy is not that of a single wave.
@@ -41,8 +46,9 @@ class Energy(NamedTuple):
     ----------
     splines : float64 array, shape (groups, size, size)
         Coefficients of positive splines.
-    numbers : float64 array, shape (groups, 3)
-        Mean and variance of the energy's logarithm, and the patterns' excess kurtosis.
+    numbers : float64 array, shape (groups, 4)
+        Mean and variance of the energy's logarithm, that variance as it counts for the patterns'
+        variance, and their excess kurtosis.
     """
 
     splines: np.ndarray
@@ -71,14 +77,22 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
         means = square.mean(axis=0).reshape(size, block, size, block).mean(axis=(1, 3))
         # Where there is no pattern its energy is of no account, but it has a logarithm.
         splines.append(np.maximum(means, np.finfo(np.float32).tiny).astype(float))
-        seen, logs = _inner(square), _inner(np.log(spline_values(splines[-1])))
-        power = seen.mean(axis=(1, 2))
-        kurtosis = 0.0
-        if power.all():
-            scaled = seen / power[:, None, None]
-            kurtosis = max(np.mean(scaled**2) - 3, 0.0)
-        numbers.append((logs.mean(), logs.var(), kurtosis))
+        logs = np.log(spline_values(splines[-1])).repeat(block, axis=0).repeat(block, axis=1)
+        numbers.append(_numbers(_inner(square), _inner(logs)))
     return Energy(np.array(splines), np.array(numbers))
+
+
+def _numbers(squares: np.ndarray, logs: np.ndarray) -> tuple[float, float, float, float]:
+    """What `Energy` has of some fields, from their squares and the energy's logarithm."""
+    mean, variance = logs.mean(), logs.var()
+    power = squares.mean(axis=(1, 2))
+    if not power.all():
+        return mean, variance, variance, 0.0
+    kurtosis = max(np.mean((squares / power[:, None, None]) ** 2) - 3, 0.0)
+    stretch = _stretch(kurtosis, 0.5, variance)
+    factors = np.exp(_exponent(stretch) * (logs - mean))
+    grown = math.log(np.mean(squares * factors) / power.mean())
+    return mean, variance, 2 * grown / stretch if stretch > 0 else variance, kurtosis
 
 
 def _inner(field: np.ndarray) -> np.ndarray:
@@ -115,6 +129,54 @@ def _gains(splines, numbers, weights, places, gains):
         seam_gains(splines, numbers, weights[p], places[p], gains[p])
 
 
+def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarray:
+    """Scalar fields of a chart with its weights and with what these take given back.
+
+    Parameters
+    ----------
+    fields : float32 array, shape (fields, size, size)
+        On the chart's grid.
+    energy : Energy
+        Of each of them.
+    window : float32 array, shape (size, size)
+        The chart's weights there.
+
+    Returns
+    -------
+    float32 array, shape (fields, size, size)
+    """
+    found = np.empty_like(fields)
+    _blend(fields, *energy, window, axis(fields.shape[-1]), found)
+    return found
+
+
+@numba.njit(cache=True, error_model="numpy", parallel=True)
+def _blend(fields, splines, numbers, window, coordinates, found):
+    number, size, _ = fields.shape
+    for i in numba.prange(size):
+        place, gains = np.empty(2), np.empty(number)
+        place[1] = coordinates[i]
+        for j in range(size):
+            weight = float(window[i, j])
+            gains[:] = 0.0
+            if weight > 0.0:
+                place[0] = coordinates[j]
+                seam_gains(splines, numbers, weight, place, gains)
+            for f in range(number):
+                found[f, i, j] = weight * gains[f] * fields[f, i, j]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _stretch(kurtosis, diluted, variance):
+    """What is added to the variance of the energy's logarithm, over it."""
+    return math.log((3.0 + kurtosis / diluted) / (3.0 + kurtosis)) / variance
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _exponent(stretch):
+    return math.sqrt(1.0 + stretch) - 1.0
+
+
 @numba.njit(cache=True, error_model="numpy")
 def seam_gains(splines, numbers, weight, place, gains):
     """Fill ``gains`` with the factor on each group's patterns at one place; for compiled code."""
@@ -126,10 +188,10 @@ def seam_gains(splines, numbers, weight, place, gains):
     diluted = power * power + (1.0 - power) * (1.0 - power)
     spline_values_at(splines, place, gains)
     for g in range(len(gains)):
-        mean, variance, kurtosis = numbers[g]
+        mean, variance, counted, kurtosis = numbers[g]
         if kurtosis == 0.0:
             gains[g] = 1.0
             continue
-        stretch = 1.0 + math.log((3.0 + kurtosis / diluted) / (3.0 + kurtosis)) / variance
-        above = (math.sqrt(stretch) - 1.0) * (math.log(gains[g]) - mean)
-        gains[g] = math.exp(0.5 * (above - 0.5 * (stretch - 1.0) * variance))
+        stretch = _stretch(kurtosis, diluted, variance)
+        above = _exponent(stretch) * (math.log(gains[g]) - mean)
+        gains[g] = math.exp(0.5 * (above - 0.5 * stretch * counted))

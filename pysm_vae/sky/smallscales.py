@@ -49,6 +49,7 @@ class SmallScales(Patterns):
 
     fields = ("T", "E", "B")
     groups = (slice(0, 1), slice(1, 3))
+    turned = slice(1, 3)
 
     def __init__(
         self,
@@ -88,14 +89,14 @@ class SmallScales(Patterns):
     def _filtered(
         self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray
     ) -> np.ndarray:
-        return self.ground.patterns(plane, filters, fields)
+        return self.ground.waves(plane, filters, fields)
 
     def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
         view = self.tiling.locate(tile, self.nside, pixels)
         if not len(view.where):
             return
         offset, nothing = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
-        layers = Layers(nothing, nothing[:, :0, :0], np.ones((2, CELLS, CELLS)), np.zeros((2, 3)))
+        layers = Layers(nothing, nothing[:, :0, :0], np.ones((2, CELLS, CELLS)), np.zeros((2, 4)))
         if self.ground.levels.any():
             layers = self.layers(tile, view.places)
             offset = spline(self._offset(tile, layers.coarse[0]))[None]
@@ -137,9 +138,10 @@ def _lay(
             if t > KNEE:
                 t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
             polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
-            modulation = factor * gains[1] * math.sqrt(0.5 * (1.0 + polarised))
-            q = share * ground[2] + modulation * (small[1] + finer[1])
-            u = share * ground[3] + modulation * (small[2] + finer[2])
+            modulation = crowding * math.sqrt(0.5 * (1.0 + polarised))
+            weight = weights[p] * gains[1]
+            q = share * ground[2] + modulation * (small[1] + weight * finer[1])
+            u = share * ground[3] + modulation * (small[2] + weight * finer[2])
             pixel = where[p]
             maps[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
             maps[1, pixel] += turns[p, 0] * q - turns[p, 1] * u

@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import ducc0
@@ -435,6 +436,13 @@ class Tiling:
         """Weight of one chart at any points (unit vectors, shape (n, 3)), shape (n,)."""
         return self._locate(tile, vectors)[0]
 
+    def window_on(self, tile: int, size: int) -> np.ndarray:
+        """Weight of one chart on its own grid, float32, shape (size, size), read-only."""
+        window = _window_of_first(self.overlap, size)
+        # Neighbours of the charts in the north lie as the first one's, those of all others as these
+        # upside down.
+        return window if 1 <= tile <= 5 else window[::-1]
+
     def turns(self, tile: int, vectors: np.ndarray) -> np.ndarray:
         r"""How a chart's axes are turned from the sky's at any points.
 
@@ -491,6 +499,15 @@ class Tiling:
             overlap = math.radians(self.overlap)
             _windows(vectors, self.centres, overlap, tiles[part], weights[part])
         return tiles, weights
+
+
+@lru_cache(maxsize=4)
+def _window_of_first(overlap: float, size: int) -> np.ndarray:
+    """Weight of chart 1, south of the pole's, on its grid."""
+    tiling = Tiling(overlap)
+    window = tiling.window(1, tiling.vectors(1, size).reshape(-1, 3)).astype(np.float32)
+    window.flags.writeable = False
+    return window.reshape(size, size)
 
 
 def axis(size: int) -> np.ndarray:
