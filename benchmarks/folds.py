@@ -115,6 +115,13 @@ def run_folds(
 def check_trained_alike(card: Path, config: TrainingConfig) -> None:
     """Make sure that folds say something about the weights whose card their figures go on.
 
+    Parameters
+    ----------
+    card : path
+        Of these weights.
+    config : TrainingConfig
+        Of the folds. Networks are compared by all of their hyperparameters, as defaults change.
+
     Raises
     ------
     FileNotFoundError
@@ -122,7 +129,11 @@ def check_trained_alike(card: Path, config: TrainingConfig) -> None:
     ValueError
         If those weights were trained with other settings than the folds.
     """
-    settings, folds = load_generator(card).card["config"], asdict(config)
+    from pysm_vae.vae.training import network_of
+
+    record = load_generator(card).card
+    settings = record["config"] | {"network": record["network"]}
+    folds = asdict(config) | {"network": network_of(config).get_config()}
     other = sorted(key for key in folds if settings.get(key) != folds[key])
     if other:
         raise ValueError(

@@ -46,7 +46,7 @@ def patterns(small: SmallScales) -> np.ndarray:
     maps = np.zeros((3, hp.nside2npix(nside)))
     for tile, pixels in small.tiling.charts(nside):
         view = small.tiling.locate(tile, nside, pixels)
-        maps[:, pixels[view.where]] += small.shares(small.layers(tile, view.places), view)
+        maps[:, pixels[view.where]] += small.laid(small.layers(tile, view.places), view)
     return np.array(hp.map2alm(maps, lmax=lmax, iter=1))
 
 

@@ -282,12 +282,14 @@ def estimate_training(
     start = time.perf_counter()
     network = training.built(config, few)
     inputs = training.network_inputs(few, maps)
-    first = {name: values[:batch] for name, values in inputs.items()}
-    network.fit(training.Batches(first, batch), verbose=0)
+    batches = training.Batches(inputs, batch)
+    # The first step compiles.
+    network.train_on_batch(*batches[0])
     ready += time.perf_counter() - start + total * cut
     start = time.perf_counter()
-    network.fit(training.Batches(inputs, batch), verbose=0)
-    step = (time.perf_counter() - start) / math.ceil(len(few) / batch)
+    for number in range(len(batches)):
+        network.train_on_batch(*batches[number])
+    step = (time.perf_counter() - start) / len(batches)
     # A step of validation takes no longer than one of training.
     epoch = (math.ceil(total / batch) + math.ceil(len(validation) / batch)) * step
     with tempfile.TemporaryDirectory() as folder:

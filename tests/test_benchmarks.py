@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import pstats
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,13 +256,21 @@ class TestFolds:
             invoke(folds.app, *sky.options, *FOLDS, "--only=C", f"--out={tmp_path}")
 
 
-def test_figures_of_folds_go_on_cards_of_weights_trained_alike(trained):
+def test_figures_of_folds_go_on_cards_of_weights_trained_alike(trained, tmp_path):
     card = trained.out / "A" / "octave.json"
     config = TrainingConfig(**load_generator(card).card["config"])
     folds.check_trained_alike(card, config)
     other = replace(config, batch_size=7, zoom=1.5)
     with pytest.raises(ValueError, match=r"other settings .*\(batch_size, zoom\)"):
         folds.check_trained_alike(card, other)
+    # By what they are, not by what was said of them.
+    record = json.loads(card.read_text())
+    record["network"]["residual"] *= 2
+    older = tmp_path / "octave.json"
+    older.write_text(json.dumps(record))
+    shutil.copy(card.with_suffix(".npz"), tmp_path)
+    with pytest.raises(ValueError, match=r"other settings .*\(network\)"):
+        folds.check_trained_alike(older, config)
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         folds.check_trained_alike(trained.out / "none.json", config)
 

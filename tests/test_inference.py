@@ -122,7 +122,7 @@ class TestPatchModel:
             assert 1 < left.std() < 2.5
 
     def test_prior_is_that_of_the_generator(self, model):
-        """Whose coarsest map is scaled to the same variance in each patch; ours is not."""
+        """The variance of whose coarsest map scatters less than ours, a Gaussian field's."""
         ours = standardise(model.sample(400, seed=5))
         theirs = model.generator.sample(400, SIZE, seed=5)
         ratio = (mirror_power(ours)[0] / np.maximum(mirror_power(theirs)[0], 1e-12))[8:]

@@ -12,6 +12,7 @@ from scipy.integrate import trapezoid
 from pysm_vae import VAEDust
 from pysm_vae.sky.calibration import PIVOT
 from pysm_vae.sky.parameters import BOUNDS, ParameterScales, bounded, neutral_shift
+from pysm_vae.sky.seams import gains_of
 from pysm_vae.sky.templates import SPLIT, handover
 from pysm_vae.vae.generator import load_generator
 
@@ -75,6 +76,19 @@ def test_fluctuations_are_independent_and_not_gaussian(drawn, plain):
 def test_part_of_the_sky_has_the_same_bits(scales, drawn):
     pixels = hp.query_disc(NSIDE, hp.ang2vec(40, 50, lonlat=True), np.radians(6))
     np.testing.assert_array_equal(scales.draw(pixels), drawn[:, pixels])
+
+
+def test_a_sky_is_the_sum_of_its_charts(scales, drawn):
+    """With their weights and their gains, which seams need."""
+    total, most = np.zeros(drawn.shape), 0.0
+    for tile, pixels in scales.tiling.charts(NSIDE):
+        view = scales.tiling.locate(tile, NSIDE, pixels)
+        layers = scales.layers(tile, view.places)
+        total[:, pixels[view.where]] += scales.laid(layers, view)
+        gains = gains_of(*layers.energy, view.weights, view.places)
+        most = max(most, np.abs(gains - 1).max())
+    np.testing.assert_allclose(total, drawn, atol=1e-5)
+    assert most > 0.2
 
 
 def test_fluctuations_saturate():

@@ -21,7 +21,7 @@ def small_scales(nside: int) -> SmallScales:
 def lay(small: SmallScales, tile: int, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The T, Q and U patterns of a chart on those pixels where it has weight, times that."""
     view = small.tiling.locate(tile, small.nside, pixels)
-    return pixels[view.where], small.shares(small.layers(tile, view.places), view)
+    return pixels[view.where], small.laid(small.layers(tile, view.places), view)
 
 
 def test_pure_e_has_hardly_any_b():
@@ -42,6 +42,23 @@ def test_pure_e_has_hardly_any_b():
     for low, high in ((100, 150), (150, 250), (250, 500), (500, 1000)):
         band = slice(low, high)
         assert (modes * bb)[band].sum() < 0.001 * (modes * ee)[band].sum(), (low, high)
+
+
+def test_charts_end_smoothly():
+    """Of one chart, Q and U are next to nothing where it ends, and no steeper there than inside."""
+    small = small_scales(256)
+    pixels = dict(small.tiling.charts(256))[3]
+    view = small.tiling.locate(3, 256, pixels)
+    values = small.laid(small.layers(3, view.places), view)[1:]
+    inside = values[:, view.weights == 1].std()
+    for weight in (0.002, 0.01, 0.05):
+        assert np.abs(values[:, view.weights < weight]).max(initial=0) < 2 * weight**0.5 * inside
+    # From one pixel of a ring to the next one.
+    steps = np.diff(values) / inside
+    steps[:, np.diff(pixels[view.where]) > 1] = 0
+    edge = view.weights[1:] < 0.2
+    assert np.abs(steps[:, edge]).max() < np.abs(steps[:, ~edge]).max()
+    assert steps[:, edge].std() < 0.3 * steps[:, ~edge].std()
 
 
 def rotated(alm: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import scipy.ndimage
 
+from pysm_vae.sky import _forget_stale_code
 from pysm_vae.sky.seams import blended, gains_of, local_energy
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis
 
@@ -101,12 +104,25 @@ def test_only_seams_are_touched(rng):
 
 
 def test_finer_grids_have_the_same_energies(rng):
+    """With patterns on scales that only they hold, as strong as all others."""
     coarse = intermittent(rng, 1.0)
     fine = scipy.ndimage.zoom(coarse, (1, 2, 2), order=1, grid_mode=True, mode="grid-constant")
-    first, second = (local_energy(fields, GROUPS) for fields in (coarse, fine))
+    checks = (-1.0) ** np.add.outer(np.arange(2 * SIZE), np.arange(2 * SIZE))
+    first, second = (local_energy(fields, GROUPS) for fields in (coarse, fine + checks))
     inside = (slice(None), *2 * (slice(20, -20),))
     ratio = second.splines[inside] / first.splines[inside]
-    assert ratio.std() < 0.1 * ratio.mean()
+    # Without the patterns of its own, the same: what is left is the interpolation's.
+    assert ratio.mean() == pytest.approx(1, abs=0.15)
+    assert ratio.std() < 0.1
+
+
+def test_fields_of_nothing_do_not_count(rng):
+    """Of a group: E has its gains where there is no B."""
+    fields = intermittent(rng, 1.0)
+    fields[2] = 0
+    together, alone = (local_energy(fields, [group]) for group in (GROUPS[1], slice(1, 2)))
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("depth", [3, 4])
@@ -115,3 +131,15 @@ def test_nothing_has_gains(depth):
     nothing = np.zeros((3, CELLS << depth, CELLS << depth), np.float32)
     places = np.zeros((1, 2))
     assert np.all(gains_of(*local_energy(nothing, GROUPS), np.array([0.7]), places) == 1)
+
+
+def test_compiled_code_is_not_older_than_what_it_calls(tmp_path):
+    """After an edit of one source, what was compiled before is gone, of any source."""
+    cache = tmp_path / "__pycache__"
+    cache.mkdir()
+    for number, name in enumerate(["caller.py", "__pycache__/old.nbi", "callee.py", "new.nbi"]):
+        path = cache / name if name == "new.nbi" else tmp_path / name
+        path.touch()
+        os.utime(path, (number, number))
+    _forget_stale_code(tmp_path)
+    assert [path.name for path in cache.iterdir()] == ["new.nbi"]

@@ -278,7 +278,8 @@ def test_bounds_hold_on_the_sky(template, large_scales):
 def test_pixels_get_what_the_ground_says(ground, t):
     """The compiled loop has the formulas of crowding, modulation and bound once more: the same.
 
-    In a seam, where patterns have gains; but for Q and U of a whole chart, which have had theirs.
+    In a seam, where patterns have gains; but for Q and U of a whole chart, which have had theirs,
+    and have nothing to fade where there is so much weight.
     """
     rough, i, q, u = 1.3, ground.crowded - 0.5, 0.05, -0.08
     layer = np.ones((1, CELLS, CELLS))

@@ -97,7 +97,8 @@ class ParameterScales(Patterns):
         view = self.tiling.locate(tile, self.nside, pixels)
         if len(view.where):
             layers = self.layers(tile, view.places)
-            _lay(*layers, view.weights, view.places, where[view.where], maps)
+            patterns = layers.coarse, layers.fine, *layers.energy
+            _lay(*patterns, view.weights, view.places, where[view.where], maps)
 
 
 def bounded(fluctuations: np.ndarray) -> np.ndarray:
@@ -155,7 +156,7 @@ def _missing(ell: np.ndarray, split: tuple[float, float]) -> np.ndarray:
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _lay(coarse, fine, energies, statistics, weights, places, where, maps):
+def _lay(coarse, fine, energies, numbers, weights, places, where, maps):
     """Add one chart's scalar fields at the pixels of a view."""
     npix, number = places.shape[0], coarse.shape[0]
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
@@ -164,6 +165,6 @@ def _lay(coarse, fine, energies, statistics, weights, places, where, maps):
             spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], finer)
-            seam_gains(energies, statistics, weights[p], places[p], gains)
+            seam_gains(energies, numbers, weights[p], places[p], gains)
             for k in range(number):
                 maps[k, where[p]] += weights[p] * gains[k] * (small[k] + finer[k])

@@ -18,7 +18,7 @@ import scipy.ndimage
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
-from pysm_vae.sky.seams import Energy, blended, gains_of, local_energy
+from pysm_vae.sky.seams import NARROWER, Energy, blended, gains_of, local_energy, seam_fade
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, occupied
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
@@ -36,17 +36,15 @@ class Layers(NamedTuple):
     ----------
     coarse, fine : float32 array, each (fields, size, size)
         Spline coefficients, and of what is to be added to these if the grid is finer than that of
-        whole charts; else the second is empty. Of fields that are turned into others, the first
-        have the chart's weights already.
-    energies : float64 array, shape (groups, size, size)
-    statistics : float64 array, shape (groups, 4)
-        Of the groups of fields that share gains; see :func:`pysm_vae.sky.seams.local_energy`.
+        whole charts; else the second is empty. ``coarse`` has weights and gains already in fields
+        that are turned into others.
+    energy : Energy
+        Of the groups of fields that share gains at pixels.
     """
 
     coarse: np.ndarray
     fine: np.ndarray
-    energies: np.ndarray
-    statistics: np.ndarray
+    energy: Energy
 
 
 class Patterns(ABC):
@@ -61,7 +59,8 @@ class Patterns(ABC):
     seed : int or Between
         With the weights, it decides the patterns.
     nside : int
-        Of the pixels; decides how fine the charts' grids must be, not what they show.
+        Of the pixels; decides how fine the charts' grids must be, not what they show. (Between
+        charts they are a little more or less intermittent at nside 64 than at 256 and above.)
     slope : float
         Of the patterns' D_ℓ, or the mean of their slopes.
 
@@ -88,6 +87,7 @@ class Patterns(ABC):
     ) -> None:
         self.generator = generator
         self.tiling = tiling
+        self._narrower = Tiling(NARROWER * tiling.overlap)
         self.seed = seed
         self.nside = nside
         self._slope = slope
@@ -191,17 +191,17 @@ class Patterns(ABC):
         if self.depth > depth:
             fine = self._fine_patterns(finest, blocks)
         each = [slice(f, f + 1) for f in range(len(patterns))[self.turned]]
-        energies, statistics = local_energy(patterns, [*self.groups, *each])
+        splines, numbers = local_energy(patterns, [*self.groups, *each])
         shared = len(self.groups)
         if each:
-            window = self.tiling.window_on(tile, len(patterns[0]))
-            own = Energy(energies[shared:], statistics[shared:])
+            window = self._narrower.window_on(tile, len(patterns[0]))
+            own = Energy(splines[shared:], numbers[shared:])
             scalars = blended(patterns[self.turned], own, window)
             patterns[self.turned] = self._plane.turned(scalars)
-        return Layers(patterns, fine, energies[:shared], statistics[:shared])
+        return Layers(patterns, fine, Energy(splines[:shared], numbers[:shared]))
 
-    def shares(self, layers: Layers, view: View) -> np.ndarray:
-        """Values of one chart's patterns at pixels, as they are added to other charts'.
+    def laid(self, layers: Layers, view: View) -> np.ndarray:
+        """Values of one chart's patterns at pixels, with its weights and gains.
 
         Parameters
         ----------
@@ -215,15 +215,18 @@ class Patterns(ABC):
         ndarray, shape (fields, n)
             Q and U, if there are three fields, in the pixels' frames.
         """
-        (values,) = self.tiling.evaluate(view, [layers.coarse])
-        shares = np.zeros_like(values)
-        shares[self.turned], values[self.turned] = values[self.turned], 0
+        (coarse,) = self.tiling.evaluate(view, [layers.coarse])
+        values = np.zeros_like(coarse)
         if layers.fine.size:
-            values += self.tiling.evaluate(view, [layers.fine])[0]
-        gains = gains_of(layers.energies, layers.statistics, view.weights, view.places)
+            (values,) = self.tiling.evaluate(view, [layers.fine])
+        plain = np.ones(len(values), bool)
+        plain[self.turned] = False
+        values[plain] += coarse[plain]
+        gains = gains_of(*layers.energy, view.weights, view.places)
         for group, gain in zip(self.groups, gains, strict=True):
-            shares[group] += gain * view.weights * values[group]
-        return shares
+            values[group] *= gain * view.weights
+        values[~plain] += seam_fade(view.weights) * coarse[~plain]
+        return values
 
     def _fine_patterns(self, fields: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """What a fine grid adds to the patterns, in some blocks of a chart."""
@@ -257,8 +260,9 @@ class Patterns(ABC):
         Where lengths on the sky are s times those on the chart, a spectrum D_ℓ of slope p comes out
         s^p times as high. Slopes differ by so little that their mean serves all.
         """
+        y, x = (coordinate.astype(np.float32) for coordinate in (y, x))
         scale = 1 / (1 + (y[:, None] ** 2 + x**2) / 4) / MEAN_SCALE
-        return (scale ** (-0.5 * self._slope)).astype(np.float32)
+        return scale ** (-0.5 * self._slope)
 
 
 def _band_limit(depth: int) -> float:

@@ -132,7 +132,18 @@ class Plane:
         return scipy.fft.rfft2(fields * self._taper, workers=fft_workers())
 
     def turned(self, fields: np.ndarray) -> np.ndarray:
-        """Q and U of E and B ``(2, size, size)`` that are zero at the edges, as they are here."""
+        """Turn E and B into Q and U.
+
+        Parameters
+        ----------
+        fields : ndarray, float32, shape (2, size, size)
+            Values or spline coefficients of E and B, zero at the edges: they are not tapered.
+
+        Returns
+        -------
+        ndarray, float32, shape (2, size, size)
+            Q and U, as :meth:`stokes` has them.
+        """
         return self.fields(np.stack(self.stokes(*scipy.fft.rfft2(fields, workers=fft_workers()))))
 
     def fields(self, waves: np.ndarray) -> np.ndarray:

@@ -12,10 +12,15 @@ To a Gaussian field under a log-normal energy, with :math:`s^2` the variance of 
 gives a kurtosis of :math:`\kappa/\sum w^4`, and to the sum one of :math:`\kappa`; the variance
 stays as it was with :math:`\ln\hat e = \overline{\ln e} + (2+\gamma)s^2/2`. Patterns are not quite
 that, so in :math:`\hat e` :math:`s^2` is what keeps the variance on the chart where
-:math:`\sum w^4 = 1/2`.
+:math:`\sum w^4 = 1/2`. No factor is more than :math:`1/w`: no structure gets brighter than it would
+be within a chart. Where three charts meet, it is as if there were two.
 
-E and B are multiplied as they are, scalars, before they are turned into Q and U. Were it done
-after, windows, which vary over 2.4°, would turn a twentieth of E into B.
+E and B are multiplied as they are, scalars, on the chart's grid, before they are turned into Q and
+U. Were it done after, windows, which vary over 2.4°, would turn a twentieth of E into B. What is
+turned reaches beyond its window; so those of E and B are narrower, and Q and U fade to zero
+(:func:`seam_fade`) where the chart ends. What finer grids add, above :math:`\ell \approx 570`, is
+turned block by block, and gets weights, and gains that it shares, as Q and U: at such scales a
+window is nearly constant.
 """
 
 from __future__ import annotations
@@ -33,12 +38,17 @@ from pysm_vae.sky.tiling import CELLS, axis, spline_values_at
 #: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
 #: than a seam, and wide enough that an energy is not that of a single wave.
 ENERGY_DEPTH = 2
-#: Octaves of the grid on which fields are squared: finer ones must not make it another sky.
+# Octaves of the grid on which fields are squared: what finer ones show hardly counts.
 _SQUARED_DEPTH = 3
 # This much of a chart, at each edge, where fields end, is not looked at.
 _EDGE = 1 / 8
 # After so many steps the variance is kept to a few parts in a thousand.
 _STEPS = 4
+#: Overlap of the windows of E and B over that of the charts.
+NARROWER = 2 / 3
+_STEP = 1 - NARROWER**3 * (10 + NARROWER * (6 * NARROWER - 15))
+# A chart's weight where that of its E and B ends, between two charts.
+_FADE = _STEP / math.hypot(1, _STEP)
 
 
 class Energy(NamedTuple):
@@ -63,9 +73,15 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
     Parameters
     ----------
     patterns : array, shape (fields, size, size)
-        Spline coefficients on a grid of ``_SQUARED_DEPTH`` octaves or more of a whole chart.
+        Spline coefficients on a grid of ``_SQUARED_DEPTH`` octaves or more of a whole chart. Finer
+        ones are averaged to it.
     groups : sequence of slice
-        Fields that share an energy, as Q and U must, so that it turns with no frame.
+        Fields that share an energy. Those that are zero everywhere do not count.
+
+    Returns
+    -------
+    Energy
+        Of each group; of nothing, one that gives no gains.
     """
     while patterns.shape[-1] > CELLS << _SQUARED_DEPTH:
         rows = patterns[:, ::2] + patterns[:, 1::2]
@@ -76,29 +92,33 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
     splines, numbers = [], []
     for group in groups:
         square = squares[group]
+        square = square[square.any(axis=(1, 2))] if square.any() else square[:1]
         means = square.mean(axis=0).reshape(size, block, size, block).mean(axis=(1, 3))
         # Where there is no pattern its energy is of no account, but it has a logarithm.
         splines.append(np.maximum(means, np.finfo(np.float32).tiny).astype(float))
-        logs = np.log(spline_values(splines[-1])).repeat(block, axis=0).repeat(block, axis=1)
-        numbers.append(_numbers(_inner(square), _inner(logs)))
+        logs = _inner(np.log(spline_values(splines[-1])))
+        numbers.append(_numbers(_inner(square), _inner(splines[-1]), logs))
     return Energy(np.array(splines), np.array(numbers))
 
 
-def _numbers(squares: np.ndarray, logs: np.ndarray) -> tuple[float, float, float, float]:
-    """What `Energy` has of some fields, from their squares and the energy's logarithm."""
+def _numbers(
+    squares: np.ndarray, means: np.ndarray, logs: np.ndarray
+) -> tuple[float, float, float, float]:
+    """What `Energy` has of fields: from squares, their means in blocks, and logs of energies."""
     mean, variance = logs.mean(), logs.var()
-    power = squares.mean(axis=(1, 2))
+    power = squares.mean(axis=(1, 2), keepdims=True)
     if not power.all():
         return mean, variance, variance, 0.0
-    kurtosis = max(np.mean((squares / power[:, None, None]) ** 2) - 3, 0.0)
+    kurtosis = max(np.mean((squares / power) ** 2) - 3, 0.0)
     stretch = _stretch(kurtosis, 0.5, variance)
     if not stretch > 0:
         return mean, variance, variance, 0.0
     factors = np.exp(_exponent(stretch) * (logs - mean))
     grown = 0.0
     for _ in range(_STEPS):
+        # Of equal weights, 1/w is the root of 2.
         held = np.minimum(factors * math.exp(-grown), 2.0)
-        grown += math.log(np.mean(squares * held) / power.mean())
+        grown += math.log(np.mean(means * held) / means.mean())
     return mean, variance, 2 * grown / stretch, kurtosis
 
 
@@ -137,12 +157,12 @@ def _gains(splines, numbers, weights, places, gains):
 
 
 def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarray:
-    """Scalar fields of a chart with its weights and with what these take given back.
+    """Scalar patterns of a chart with its weights and gains.
 
     Parameters
     ----------
     fields : float32 array, shape (fields, size, size)
-        On the chart's grid.
+        Spline coefficients on the chart's grid, finer than anything that windows do.
     energy : Energy
         Of each of them.
     window : float32 array, shape (size, size)
@@ -151,6 +171,7 @@ def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarra
     Returns
     -------
     float32 array, shape (fields, size, size)
+        Spline coefficients.
     """
     found = np.empty_like(fields)
     _blend(fields, *energy, window, axis(fields.shape[-1]), found)
@@ -161,16 +182,25 @@ def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarra
 def _blend(fields, splines, numbers, window, coordinates, found):
     number, size, _ = fields.shape
     for i in numba.prange(size):
+        found[:, i] = window[i] * fields[:, i]
         place, gains = np.empty(2), np.empty(number)
         place[1] = coordinates[i]
         for j in range(size):
-            weight = float(window[i, j])
-            gains[:] = 0.0
-            if weight > 0.0:
+            if 0.0 < window[i, j] < 1.0:
                 place[0] = coordinates[j]
-                seam_gains(splines, numbers, weight, place, gains)
-            for f in range(number):
-                found[f, i, j] = weight * gains[f] * fields[f, i, j]
+                seam_gains(splines, numbers, float(window[i, j]), place, gains)
+                for f in range(number):
+                    found[f, i, j] *= gains[f]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def seam_fade(weight):
+    """Factor on Q and U of E and B that have their weights, where a chart has ``weight``.
+
+    1 where E and B have weight, and smoothly to zero where the chart ends. Of one or of many.
+    """
+    x = np.minimum(weight / _FADE, 1.0)
+    return x * x * x * (10.0 + x * (6.0 * x - 15.0))
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -186,7 +216,10 @@ def _exponent(stretch):
 
 @numba.njit(cache=True, error_model="numpy")
 def seam_gains(splines, numbers, weight, place, gains):
-    """Fill ``gains`` with the factor on each group's patterns at one place; for compiled code."""
+    """Fill ``gains`` with the factor on each group's patterns at one place; for compiled code.
+
+    ``splines`` and ``numbers`` are an `Energy`, ``place`` has shape (2,), ``gains`` (groups,).
+    """
     if weight == 1.0:
         gains[:] = 1.0
         return

@@ -1,7 +1,7 @@
 """The dust's I, Q and U in log-pol-tens space: a template and the small scales drawn for it.
 
 The generator draws three fields, T, E and B. They are brought to power laws, high-passed above the
-split of the template, and E and B turned into Q and U.
+split of the template, and E and B given the chart's weights and turned into Q and U.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pysm_vae.sky.ground import BRIGHTEST, shared_ground
 from pysm_vae.sky.largescales import spline
 from pysm_vae.sky.patterns import Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
-from pysm_vae.sky.seams import seam_gains
+from pysm_vae.sky.seams import Energy, seam_fade, seam_gains
 from pysm_vae.sky.templates import SPLIT, Template
 from pysm_vae.sky.tiling import BLOCK, CELLS, spline_values_at
 from pysm_vae.vae.generator import Generator
@@ -95,14 +95,18 @@ class SmallScales(Patterns):
         view = self.tiling.locate(tile, self.nside, pixels)
         if not len(view.where):
             return
-        offset, nothing = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
-        layers = Layers(nothing, nothing[:, :0, :0], np.ones((2, CELLS, CELLS)), np.zeros((2, 4)))
         if self.ground.levels.any():
             layers = self.layers(tile, view.places)
             offset = spline(self._offset(tile, layers.coarse[0]))[None]
+        else:
+            offset, nothing = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
+            # A kurtosis of zero: no gains.
+            energy = Energy(np.ones((2, CELLS, CELLS)), np.zeros((2, 4)))
+            layers = Layers(nothing, nothing[:, :0, :0], energy)
         large = self.ground.large.splines[tile], offset
+        patterns = layers.coarse, layers.fine, *layers.energy
         ground = self.ground.crowded, self.ground.polarisation
-        _lay(*large, *layers, *ground, *view[1:], where[view.where], maps)
+        _lay(*large, *patterns, *ground, *view[1:], where[view.where], maps)
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
         """What keeps the mean intensity, of the spline coefficients of T."""
@@ -116,7 +120,7 @@ class SmallScales(Patterns):
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _lay(
-    large, offset, coarse, fine, energies, statistics, crowded, polarisation,
+    large, offset, coarse, fine, energies, numbers, crowded, polarisation,
     weights, places, turns, where, maps,
 ):  # fmt: skip
     """Add one chart's fields at the pixels of a view."""
@@ -130,7 +134,7 @@ def _lay(
             spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], finer)
-            seam_gains(energies, statistics, weights[p], places[p], gains)
+            seam_gains(energies, numbers, weights[p], places[p], gains)
             share = weights[p] * weights[p]
             crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
             factor = weights[p] * crowding
@@ -139,9 +143,9 @@ def _lay(
                 t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
             polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
             modulation = crowding * math.sqrt(0.5 * (1.0 + polarised))
-            weight = weights[p] * gains[1]
-            q = share * ground[2] + modulation * (small[1] + weight * finer[1])
-            u = share * ground[3] + modulation * (small[2] + weight * finer[2])
+            fade, weight = seam_fade(weights[p]), weights[p] * gains[1]
+            q = share * ground[2] + modulation * (fade * small[1] + weight * finer[1])
+            u = share * ground[3] + modulation * (fade * small[2] + weight * finer[2])
             pixel = where[p]
             maps[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
             maps[1, pixel] += turns[p, 0] * q - turns[p, 1] * u

@@ -437,11 +437,22 @@ class Tiling:
         return self._locate(tile, vectors)[0]
 
     def window_on(self, tile: int, size: int) -> np.ndarray:
-        """Weight of one chart on its own grid, float32, shape (size, size), read-only."""
-        window = _window_of_first(self.overlap, size)
-        # Neighbours of the charts in the north lie as the first one's, those of all others as these
-        # upside down.
-        return window if 1 <= tile <= 5 else window[::-1]
+        """Weight of one chart on its own grid.
+
+        Parameters
+        ----------
+        tile : int
+            Number of the chart.
+        size : int
+            Pixels a side.
+
+        Returns
+        -------
+        float32 array, shape (size, size)
+            Read-only.
+        """
+        # The neighbours of charts 1 to 5 lie alike, and those of all others like these upside down.
+        return _pentagon(self.overlap, size, 1 if 1 <= tile <= 5 else 0)
 
     def turns(self, tile: int, vectors: np.ndarray) -> np.ndarray:
         r"""How a chart's axes are turned from the sky's at any points.
@@ -502,10 +513,9 @@ class Tiling:
 
 
 @lru_cache(maxsize=4)
-def _window_of_first(overlap: float, size: int) -> np.ndarray:
-    """Weight of chart 1, south of the pole's, on its grid."""
+def _pentagon(overlap: float, size: int, tile: int) -> np.ndarray:
     tiling = Tiling(overlap)
-    window = tiling.window(1, tiling.vectors(1, size).reshape(-1, 3)).astype(np.float32)
+    window = tiling.window(tile, tiling.vectors(tile, size).reshape(-1, 3)).astype(np.float32)
     window.flags.writeable = False
     return window.reshape(size, size)
 

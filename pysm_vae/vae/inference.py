@@ -443,7 +443,7 @@ class PatchModel:
         list of ndarray
             Mean and logarithm of the scale, (n, 2); latents of the coarsest map; and of each
             octave, coarse to fine, latents and decoder's noise, (n, m, m, latents + 3). All but
-            the first are about standard normal, noise up to twice as wide, since the encoder's
+            the first are about standard normal, noise about twice as wide, since the encoder's
             draw is an approximate one. :meth:`decode` gives back the patches.
 
         Raises

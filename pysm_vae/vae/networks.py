@@ -748,15 +748,15 @@ class Octave(PatchVAE):
         """Scale the coarsest map's latents ``(n, m)`` so that the maps' variances are typical.
 
         Patches are standardised, and most of their variance is the coarsest map's: it differs from
-        patch to patch by a quarter, and what it lacks the small scales have. That of a Gaussian
-        field of so few pixels differs by factors. Its logarithm is brought to the scatter of the
-        training patches' (``top_scatter``), with the mean variance as it was.
+        patch to patch by about a fifth, and what it lacks the small scales have. That of a
+        Gaussian field of so few pixels differs by factors. Its logarithm is brought to the scatter
+        of the training patches' (``top_scatter``), about the mean variance as it was.
         """
         root = np.asarray(self.top_matrix(math.isqrt(top.shape[1])), np.float64)
         power = np.sum(root**2, axis=0)
         variance = np.sum((top @ root.T) ** 2, axis=1, keepdims=True)
         # What the sums of these squares are like has no closed form.
-        normals = np.random.default_rng(0).standard_normal((4096, len(power)))
+        normals = np.random.Generator(np.random.Philox(0)).standard_normal((4096, len(power)))
         logs = np.log(normals**2 @ power)
         scatter = float(self.top_scatter)
         surplus = (np.log(variance) - logs.mean()) / logs.std()

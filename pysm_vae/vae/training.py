@@ -170,11 +170,14 @@ def train(
     network = built(config, training)
     inputs = network_inputs(training, maps)
     best = out / "best.weights.h5"
+    past = _past_elbos(out / "history.csv", out / "backup")
     network.fit(
-        Batches(inputs, config.batch_size, seed=config.seed),
+        Batches(inputs, config.batch_size, seed=config.seed, epoch=len(past)),
         validation_data=Batches(network_inputs(validation, maps), config.batch_size),
         epochs=config.epochs,
-        callbacks=_callbacks(out, best, config, tensorboard),
+        callbacks=_callbacks(out, best, config, past, tensorboard),
+        # They are in an order of their own.
+        shuffle=False,
         verbose="auto" if progress else 0,
     )
     network.load_weights(best)
@@ -241,10 +244,16 @@ def check_run(
     return record
 
 
+def network_of(config: TrainingConfig) -> PatchVAE:
+    """The network of a run, which has seen nothing yet."""
+    fixed = {"size": config.size} if config.architecture == "thorne2021" else {}
+    return build_network(config.architecture, **fixed, **config.network, seed=config.seed)
+
+
 def built(config: TrainingConfig, training: PatchSet) -> PatchVAE:
     """The network of a run, compiled, and adapted to its training patches."""
     keras.utils.set_random_seed(config.seed)
-    network = build_network(config.architecture, **_network_config(config), seed=config.seed)
+    network = network_of(config)
     if hasattr(network, "adapt"):
         network.adapt(training.patches)
     network.compile(
@@ -364,16 +373,11 @@ def read_history(path: Path) -> dict[str, list[float]]:
     }
 
 
-def _network_config(config: TrainingConfig) -> dict[str, Any]:
-    fixed = {"size": config.size} if config.architecture == "thorne2021" else {}
-    return {**fixed, **config.network}
-
-
 class Batches(keras.utils.PyDataset):
     """Batches of what a network takes, in a new order each epoch.
 
-    Of arrays Keras makes a ``tf.data`` pipeline that tunes itself, and the end of an epoch then
-    waits for the tuner to wake: up to a minute. It makes none for what has workers of its own.
+    Keras makes a ``tf.data`` pipeline of arrays, which tunes itself, and the end of an epoch then
+    waits for the tuner to wake: up to a minute. For a dataset with workers it turns the tuner off.
 
     Parameters
     ----------
@@ -382,16 +386,25 @@ class Batches(keras.utils.PyDataset):
     size : int
         Patches a batch; the last one may have fewer.
     seed : int, optional
-        Of the orders. None: as they come.
+        With the number of the epoch, it decides the order. None: as they come.
+    epoch : int
+        The first one's number: a run that goes on has the orders of one that was not stopped.
     """
 
-    def __init__(self, inputs: dict[str, np.ndarray], size: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        inputs: dict[str, np.ndarray],
+        size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+    ) -> None:
         super().__init__(workers=2)
         self._inputs = inputs
         self._size = size
+        self._seed = seed
+        self._epoch = epoch
         self._order = np.arange(len(next(iter(inputs.values()))))
-        self._rng = None if seed is None else np.random.default_rng(seed)
-        self.on_epoch_end()
+        self._shuffle()
 
     def __len__(self) -> int:
         return -(-len(self._order) // self._size)
@@ -401,9 +414,15 @@ class Batches(keras.utils.PyDataset):
         return ({name: values[chosen] for name, values in self._inputs.items()},)
 
     def on_epoch_end(self) -> None:
-        """Shuffle."""
-        if self._rng is not None:
-            self._rng.shuffle(self._order)
+        """Go on to the next epoch's order."""
+        self._epoch += 1
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        if self._seed is not None:
+            key = np.random.SeedSequence((self._seed, 5, self._epoch))
+            rng = np.random.Generator(np.random.Philox(key))
+            self._order = rng.permutation(len(self._order))
 
 
 class _KLWarmup(keras.callbacks.Callback):
@@ -420,10 +439,8 @@ class _KLWarmup(keras.callbacks.Callback):
 
 
 def _callbacks(
-    out: Path, best: Path, config: TrainingConfig, tensorboard: bool
+    out: Path, best: Path, config: TrainingConfig, past: list[float], tensorboard: bool
 ) -> list[keras.callbacks.Callback]:
-    history = out / "history.csv"
-    past = _past_elbos(history, out / "backup")
     compared = past[config.kl_warmup :]
 
     def rate(epoch: int) -> float:
@@ -432,7 +449,7 @@ def _callbacks(
     callbacks = [
         _KLWarmup(config.kl_warmup),
         keras.callbacks.LearningRateScheduler(rate),
-        keras.callbacks.CSVLogger(str(history), append=True),
+        keras.callbacks.CSVLogger(str(out / "history.csv"), append=True),
         # The best is sought by the bound alone: the score of a few prior draws scatters more from
         # epoch to epoch than it improves. And after the warm-up, before which the KL term is cheap.
         _AfterWarmup(
