@@ -119,7 +119,10 @@ def test_blocks_fit_together(drawn, tiny):
                 columns = slice(j * BLOCK, (j + 1) * BLOCK)
                 latents[:, rows, columns] = draw_latents([shape], keys)[0]
         edge = [(0, 0), (reach, reach), (reach, reach)]
-        expected = tiny.refine(np.pad(coarse, edge), np.pad(latents, [*edge, (0, 0)]), level, reach)
+        # Beyond the chart: its mirror image, and the latents of its other side.
+        coarse = np.pad(coarse, edge, mode="symmetric")
+        latents = np.pad(latents, [*edge, (0, 0)], mode="wrap")
+        expected = tiny.refine(coarse, latents, level, reach)
         np.testing.assert_allclose(drawn[level], expected, atol=2e-5)
 
 
@@ -150,16 +153,21 @@ def test_fields_charts_octaves_and_blocks_differ():
     assert np.abs(alike).max() < 7 / BLOCK
 
 
-def test_offset_and_gain_are_of_t_alone(drawn, tiny, rng):
+def test_offset_and_gains_are_of_t_alone(drawn, tiny, rng):
     offset = rng.standard_normal((CELLS, CELLS))
-    gain = rng.uniform(0, 2, (CELLS, CELLS // 2 + 1))
+    share = rng.uniform(0, 1, (CELLS, CELLS))
+    gains = [(each, rng.uniform(0, 2, (CELLS, CELLS // 2 + 1))) for each in (share, 1 - share)]
+    nothing = [(share, 0 * gain) for _, gain in gains]
     white = draw_latents([(CELLS, CELLS)], [(3, number, 0, 0, 0, 7) for number in range(3)])[0]
     own = tiny.coarse_plane(white)
-    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gain=0 * gain).draw(1)))
+    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gains=nothing).draw(1)))
     np.testing.assert_allclose(found[0], offset, atol=1e-5)
     np.testing.assert_allclose(found[1:], own[1:], atol=1e-5)
-    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gain=gain).draw(1)))
-    expected = np.fft.irfft2(np.fft.rfft2(own[0]) * gain, s=(CELLS, CELLS)) + offset
+    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gains=gains).draw(1)))
+    modes = np.fft.rfft2(own[0])
+    expected = offset + sum(
+        each * np.fft.irfft2(modes * gain, s=(CELLS, CELLS)) for each, gain in gains
+    )
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     found = block_means(next(Canvas(tiny, 3, 7, offset=offset).draw(1)))
     np.testing.assert_allclose(found[0], own[0] + offset, atol=1e-5)

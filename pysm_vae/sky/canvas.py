@@ -87,10 +87,11 @@ class Canvas:
     fields : tuple of str
         Which of ``FIELDS``.
     offset : ndarray, shape (CELLS, CELLS), optional
-        What the coarsest map of the first field is drawn about; with ``gain``, the amplitude of
+        What the coarsest map of the first field is drawn about; with ``gains``, the amplitude of
         each of its modes, it may come from large scales that are already there.
-    gain : ndarray, shape (CELLS, CELLS // 2 + 1), optional
-        Factor on the coarsest map's own modes of the first field.
+    gains : sequence of (ndarray, ndarray), optional
+        Factors on the coarsest map's own modes of the first field, (CELLS, CELLS // 2 + 1), each
+        behind its share at the cells, (CELLS, CELLS).
     conditioned : int
         How many fields, not only the first, are drawn so; more where T itself is studied.
     """
@@ -103,7 +104,7 @@ class Canvas:
         *,
         fields: tuple[str, ...] = FIELDS[:3],
         offset: np.ndarray | None = None,
-        gain: np.ndarray | None = None,
+        gains: Sequence[tuple[np.ndarray, np.ndarray]] = (),
         conditioned: int = 1,
     ) -> None:
         self.generator = generator
@@ -111,7 +112,7 @@ class Canvas:
         self.seed = seed
         self.fields = fields
         self._offset = offset
-        self._gain = gain
+        self._gains = gains
         self._conditioned = conditioned
 
     def draw(
@@ -146,8 +147,11 @@ class Canvas:
         white = seeded_latents([(CELLS, CELLS)], self._places(0, 0, 0), self.seed)[0]
         field = self.generator.coarse_plane(white)
         for each in field[: self._conditioned]:
-            if self._gain is not None:
-                each[:] = np.fft.irfft2(np.fft.rfft2(each) * self._gain, s=each.shape)
+            if self._gains:
+                modes = np.fft.rfft2(each)
+                each[:] = sum(
+                    share * np.fft.irfft2(modes * gain, s=each.shape) for share, gain in self._gains
+                )
             if self._offset is not None:
                 each += self._offset
         return field
@@ -167,13 +171,15 @@ class Canvas:
         for row, column in np.argwhere(blocks):
             places = row * block, column * block
             latents = np.zeros((number, block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
-            for i, j in _around((row, column), reach, block, len(blocks)):
-                if (i, j) not in drawn:
-                    keys = self._places(level + 1, i, j)
-                    drawn[i, j] = seeded_latents([shape], keys, self.seed)[0]
-                _paste(latents, drawn[i, j], (i * block, j * block), places, reach)
-            coarse = np.zeros(latents.shape[:-1], np.float32)
-            _paste(coarse[..., None], field[..., None], (0, 0), places, reach)
+            for i, j in _around((row, column), reach, block):
+                # Beyond the chart are the latents of its other side: as good as any.
+                key = i % len(blocks), j % len(blocks)
+                if key not in drawn:
+                    keys = self._places(level + 1, *key)
+                    drawn[key] = seeded_latents([shape], keys, self.seed)[0]
+                _paste(latents, drawn[key], (i * block, j * block), places, reach)
+            coarse = field[:, _mirrored(places[0], block, reach, size)]
+            coarse = coarse[:, :, _mirrored(places[1], block, reach, size)]
             found = self.generator.refine(coarse, latents, level, reach)
             rows = slice(2 * places[0], 2 * (places[0] + block))
             columns = slice(2 * places[1], 2 * (places[1] + block))
@@ -250,14 +256,18 @@ def _needed(depth: int, wanted: np.ndarray, reach: int) -> list[np.ndarray]:
     return needed[::-1]
 
 
-def _around(
-    block: tuple[int, int], reach: int, side: int, number: int
-) -> Iterator[tuple[int, int]]:
-    """Blocks that a window of a block with its margins touches."""
+def _around(block: tuple[int, int], reach: int, side: int) -> Iterator[tuple[int, int]]:
+    """Blocks that a window of a block with its margins touches, some of them beyond the chart."""
     more = -(-reach // side)
-    for i in range(max(0, block[0] - more), min(number, block[0] + more + 1)):
-        for j in range(max(0, block[1] - more), min(number, block[1] + more + 1)):
+    for i in range(block[0] - more, block[0] + more + 1):
+        for j in range(block[1] - more, block[1] + more + 1):
             yield i, j
+
+
+def _mirrored(place: int, block: int, reach: int, size: int) -> np.ndarray:
+    """Rows of a window at a place with its margins; beyond the chart, its mirror image."""
+    rows = np.arange(place - reach, place + block + reach)
+    return np.minimum(np.abs(rows + 0.5) - 0.5, 2 * size - 1 - rows).astype(int)
 
 
 def _paste(

@@ -22,7 +22,7 @@ from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis, local_scale
 from pysm_vae.vae.generator import Generator
 
 #: Seeds of the canvases that are measured, three T fields each; larger than any that would be
@@ -48,6 +48,8 @@ BRIGHTEST = (3.0, 10.0)
 MOST_POLARISED = (0.2, 0.25)
 #: The exponential of T keeps the mean intensity within this width (FWHM, degrees).
 OFFSET_WIDTH = 6.0
+#: Lengths on the sky over those on a chart, at which the hand-over to its own modes is worked out.
+SCALES = (0.88, 0.94, 1.0)
 #: Octaves of the grid on which that mean is known.
 OFFSET_DEPTH = 1
 
@@ -114,7 +116,10 @@ class Ground:
         self._spectra = Spectra(generator.spectra)
         self._deficit = np.ones(1)
         self._excess = np.zeros(2)
-        self._gain = _lacking(split)
+        self._gains = [
+            (share, _lacking(split, scale))
+            for share, scale in zip(_near_scales(), SCALES, strict=True)
+        ]
         levels = calibrator.temperature()
         if generator.conditional and levels.any():
             self._measure(levels, split)
@@ -170,7 +175,7 @@ class Ground:
             tile,
             seed,
             offset=target,
-            gain=self._gain,
+            gains=self._gains,
             conditioned=conditioned,
         )
 
@@ -325,10 +330,19 @@ def shared_ground(
     return Ground(generator, template, spectrum, split)
 
 
-def _lacking(split: tuple[float, float]) -> np.ndarray:
-    """Amplitude of what the template leaves to the coarsest map's modes."""
+def _lacking(split: tuple[float, float], scale: float) -> np.ndarray:
+    """Amplitude of what the template leaves to the coarsest map's modes.
+
+    Where lengths on the sky are ``scale`` times those on the chart.
+    """
     k = np.hypot(np.fft.fftfreq(CELLS)[:, None], np.fft.rfftfreq(CELLS))
-    return np.sqrt(1 - handover(2 * np.pi * k / CELL, *split) ** 2)
+    return np.sqrt(1 - handover(2 * np.pi * k / (CELL * scale), *split) ** 2)
+
+
+def _near_scales() -> np.ndarray:
+    """How near the scale of each cell of a chart is to each of ``SCALES``: linear shares."""
+    place = np.interp(local_scale(axis(CELLS), axis(CELLS)), SCALES, np.arange(len(SCALES)))
+    return np.maximum(1 - np.abs(place - np.arange(len(SCALES))[:, None, None]), 0)
 
 
 def _numbers(depth: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.ndimage
 from scipy.interpolate import CubicSpline
 
+from pysm_vae.sky.planes import Plane
 from pysm_vae.sky.templates import Template, handover
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling
 from pysm_vae.vae.generator import Generator
@@ -118,7 +119,7 @@ class LargeScales:
         # Of the network's maps, as far as the template reaches.
         power = generator.coarse_power(CELLS)
         k = np.fft.fftfreq(CELLS)
-        mode = 2 * np.pi * np.hypot(*np.meshgrid(k, k)) / CELL
+        mode = Plane.ell_of(np.hypot(*np.meshgrid(k, k)))
         own = np.mean(power * (handover(mode, *split) * _high_pass(mode)) ** 2)
         # Ringing of the smoothing must not make it negative.
         self._roughness = np.sqrt(np.maximum(square, 1e-4 * np.median(square)) / own)

@@ -19,7 +19,7 @@ from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
 from pysm_vae.sky.seams import NARROWER, Energy, blended, gains_of, local_energy, seam_fade
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, occupied
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, local_scale, occupied
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
 #: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
@@ -261,8 +261,7 @@ class Patterns(ABC):
         s^p times as high. Slopes differ by so little that their mean serves all.
         """
         y, x = (coordinate.astype(np.float32) for coordinate in (y, x))
-        scale = 1 / (1 + (y[:, None] ** 2 + x**2) / 4) / MEAN_SCALE
-        return scale ** (-0.5 * self._slope)
+        return (local_scale(y, x) / MEAN_SCALE) ** (-0.5 * self._slope)
 
 
 def _band_limit(depth: int) -> float:

@@ -525,6 +525,17 @@ def axis(size: int) -> np.ndarray:
     return (np.arange(size) - (size - 1) / 2) * (CELLS * CELL / size)
 
 
+def local_scale(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Lengths on the sky over those on a chart, shape (y.size, x.size).
+
+    Parameters
+    ----------
+    y, x : array
+        Coordinates of rows and columns on the chart, radians.
+    """
+    return 1 / (1 + (y[:, None] ** 2 + x**2) / 4)
+
+
 def occupied(places: np.ndarray, size: int) -> np.ndarray:
     """Find the squares of a grid over a chart in which there are places.
 

@@ -46,9 +46,9 @@ _ABOUT = {
 
 _LIMITS = {
     "octave": (
-        "A classifier tells samples of some octants of diffuse sky from the sky more often than it "
-        "should (see the folds' AUCs). Log energies of the coarsest octaves go together less than "
-        "in the sky, and the second coarsest is too intermittent there.",
+        "Of the shipped weights: a classifier tells samples of some octants of diffuse sky from "
+        "the sky more often than it should (see their folds' AUCs). Log energies of the coarsest "
+        "octaves go together less than in the sky, and the second coarsest is too intermittent.",
         "Clouds were seen at 3.75′ and 5′ a pixel, diffuse sky at 15′ only: finer structure of the "
         "diffuse sky is a continuation of what it has at larger scales.",
         "Beyond the beam of its maps (about two pixels) the network continues what it learned on "
