@@ -17,6 +17,7 @@ from pysm_vae.sky.ground import (
     EXCESS_ELL,
     MOST_POLARISED,
     OFFSET_DEPTH,
+    SCALES,
     _mean_power,
     _power,
     bounded,
@@ -31,8 +32,8 @@ from pysm_vae.sky.largescales import (
 )
 from pysm_vae.sky.seams import gains_of
 from pysm_vae.sky.smallscales import SmallScales, _lay
-from pysm_vae.sky.templates import SPLIT, load_template
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling
+from pysm_vae.sky.templates import SPLIT, handover, load_template
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
 from pysm_vae.vae.generator import load_generator
 
 NSIDE = 64
@@ -397,6 +398,21 @@ def test_no_seams(template):
         patterns[0] /= small.ground.large.roughness(*angles)
         ratios.append([np.abs(f[seam]).mean() / np.abs(f[beside]).mean() for f in patterns])
     np.testing.assert_allclose(np.mean(ratios, axis=0), 1, atol=0.05)
+
+
+def test_t_takes_over_from_the_template_by_the_local_scale(ground):
+    """Where lengths on the sky are s times those on the chart, a mode k is one of l = 2 pi k / s."""
+    shares, gains = (np.array(each) for each in zip(*ground._gains, strict=True))
+    place = axis(CELLS)
+    scale = 1 / (1 + (place[:, None] ** 2 + place**2) / 4)
+    inside = Tiling().window_on(1, CELLS) > 0
+    assert scale[inside].min() < 0.9
+    np.testing.assert_allclose(shares.sum(axis=0), 1)
+    np.testing.assert_allclose(np.tensordot(SCALES, shares, 1)[inside], scale[inside], rtol=1e-6)
+    # Along an axis; with the template's, which is given by its own multipole, all power is there.
+    ell = 2 * np.pi * np.fft.rfftfreq(CELLS) / CELL
+    for each, gain in zip(SCALES, gains, strict=True):
+        np.testing.assert_allclose(gain[0] ** 2 + handover(ell / each) ** 2, 1)
 
 
 def test_no_amplitude_is_no_small_scales(template, large_scales):

@@ -178,8 +178,8 @@ class Canvas:
                     keys = self._places(level + 1, *key)
                     drawn[key] = seeded_latents([shape], keys, self.seed)[0]
                 _paste(latents, drawn[key], (i * block, j * block), places, reach)
-            coarse = field[:, _mirrored(places[0], block, reach, size)]
-            coarse = coarse[:, :, _mirrored(places[1], block, reach, size)]
+            seen = [_mirrored(place, block, reach, size) for place in places]
+            coarse = field[:, seen[0][:, None], seen[1]]
             found = self.generator.refine(coarse, latents, level, reach)
             rows = slice(2 * places[0], 2 * (places[0] + block))
             columns = slice(2 * places[1], 2 * (places[1] + block))
