@@ -401,7 +401,7 @@ def test_no_seams(template):
 
 
 def test_t_takes_over_from_the_template_by_the_local_scale(ground):
-    """Where lengths on the sky are s times those on the chart, a mode k is one of l = 2 pi k / s."""
+    """Where lengths on the sky are s times the chart's, a mode k is one of l = 2 pi k / s."""
     shares, gains = (np.array(each) for each in zip(*ground._gains, strict=True))
     place = axis(CELLS)
     scale = 1 / (1 + (place[:, None] ** 2 + place**2) / 4)
