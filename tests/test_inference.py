@@ -305,11 +305,6 @@ class TestPosterior:
         with pytest.raises(ValueError, match=message):
             sample_posterior(model, problem, **options)
 
-    def test_short_chains_warn(self, model, problem):
-        pytest.importorskip("tensorflow_probability")
-        with pytest.warns(ConvergenceWarning, match="have not converged"):
-            sample_posterior(model, problem, draws=32, warmup=80, seed=3)
-
     def test_says_how_to_get_the_library(self, model, problem, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "tensorflow_probability", None)
         with pytest.raises(ModuleNotFoundError, match="inference"):

@@ -147,6 +147,7 @@ class TestCommands:
         assert np.load(out).shape == (32, 32)
 
     def test_impute(self, files):
+        """With as few draws as there may be, of which it says that they are too few."""
         pytest.importorskip("tensorflow_probability")
         out = files / "filled.npz"
         result = self.run(
