@@ -310,9 +310,8 @@ class Ground:
     def _calm(self, tile: int, depth: int) -> np.ndarray:
         """Mask of high latitudes on a chart's grid, within its window."""
         size = CELLS << depth
-        vectors = self.tiling.vectors(tile, size).reshape(-1, 3)
-        mask = self.tiling.window(tile, vectors) * latitude_weight(np.arcsin(vectors[:, 2]))
-        return mask.reshape(size, size)
+        height = self.tiling.vectors(tile, size)[..., 2]
+        return self.tiling.window_on(tile, size) * latitude_weight(np.arcsin(height))
 
 
 def bounded(t: np.ndarray) -> np.ndarray:

@@ -512,7 +512,8 @@ class Tiling:
         return tiles, weights
 
 
-@lru_cache(maxsize=4)
+# Either way up, of the grids that a ground is measured on and a sky is drawn on.
+@lru_cache(maxsize=8)
 def _pentagon(overlap: float, size: int, tile: int) -> np.ndarray:
     tiling = Tiling(overlap)
     window = tiling.window(tile, tiling.vectors(tile, size).reshape(-1, 3)).astype(np.float32)
