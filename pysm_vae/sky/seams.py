@@ -33,7 +33,7 @@ import numba
 import numpy as np
 
 from pysm_vae.sky.planes import spline_values
-from pysm_vae.sky.tiling import CELLS, axis, spline_values_at
+from pysm_vae.sky.tiling import CELLS, axis, smooth_step, spline_values_at
 
 #: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
 #: than a seam, and wide enough that an energy is not that of a single wave.
@@ -46,9 +46,9 @@ _EDGE = 1 / 8
 _STEPS = 4
 #: Overlap of the windows of E and B over that of the charts.
 NARROWER = 2 / 3
-_STEP = 1 - NARROWER**3 * (10 + NARROWER * (6 * NARROWER - 15))
 # A chart's weight where that of its E and B ends, between two charts.
-_FADE = _STEP / math.hypot(1, _STEP)
+_LEFT = 1 - smooth_step.py_func(NARROWER)
+_FADE = _LEFT / math.hypot(1, _LEFT)
 
 
 class Energy(NamedTuple):
@@ -199,8 +199,7 @@ def seam_fade(weight):
 
     1 where E and B have weight, and smoothly to zero where the chart ends. Of one or of many.
     """
-    x = np.minimum(weight / _FADE, 1.0)
-    return x * x * x * (10.0 + x * (6.0 * x - 15.0))
+    return smooth_step(np.minimum(weight / _FADE, 1.0))
 
 
 @numba.njit(cache=True, error_model="numpy")

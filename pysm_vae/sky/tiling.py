@@ -86,6 +86,12 @@ def _dot(a, b):
 
 
 @numba.njit(cache=True, error_model="numpy")
+def smooth_step(x):
+    """Quintic step from 0 at 0 to 1 at 1, twice differentiable with what is constant beyond."""
+    return x * x * x * (10.0 + x * (6.0 * x - 15.0))
+
+
+@numba.njit(cache=True, error_model="numpy")
 def _window(vector, centres, overlap, tiles, weights):
     """Fill ``tiles`` and ``weights`` with those of non-zero weight at one point; count them."""
     largest, nearest = -1.0, 0
@@ -113,7 +119,7 @@ def _window(vector, centres, overlap, tiles, weights):
             if x >= 1.0:
                 raw = 0.0
             elif x > 0.0:
-                raw *= 1.0 - x * x * x * (10.0 + x * (6.0 * x - 15.0))
+                raw *= 1.0 - smooth_step(x)
         weights[a] = raw
         power += raw * raw
     kept = 0
