@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from PIL import Image
+from synthetic import SIZE, make_card
 from typer.testing import CliRunner
 
 from pysm_vae.cli import app
@@ -150,13 +151,15 @@ class TestCommands:
         """With as few draws as there may be, of which it says that they are too few."""
         pytest.importorskip("tensorflow_probability")
         out = files / "filled.npz"
+        card = make_card(files)
+        np.save(files / "tiny.npy", load_generator(card).sample(1, seed=4)[0])
         result = self.run(
-            *("impute", files / "a.npy", "--mask", "circle:4", "--draws", 32),
-            *("--warmup", 40, "--out", out),
+            *("impute", files / "tiny.npy", "--mask", "circle:4", "--draws", 32),
+            *("--warmup", 40, "--weights", card, "--out", out),
         )
         assert result.exit_code == 0, result.output
         assert "have not converged" in result.stderr
-        assert Posterior.load(out).draws(32).shape == (32, 32, 32)
+        assert Posterior.load(out).draws(32).shape == (32, SIZE, SIZE)
 
     def test_interpolate(self, files):
         out = files / "path.gif"

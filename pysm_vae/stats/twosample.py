@@ -163,7 +163,7 @@ def two_sample_auc(
     optimizer.build(network.trainable_variables)
     labels = np.repeat(np.array([0, 1], np.float32), _BATCH // 2)[:, None]
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(patches: Any) -> Any:
         with tf.GradientTape() as tape:
             logits = network(patches, training=True)

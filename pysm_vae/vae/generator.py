@@ -9,7 +9,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -394,8 +394,6 @@ class Generator:
     def _function(self, conditional: bool) -> Any:
         key = ("decode", conditional)
         if key not in self._functions:
-            import tensorflow as tf
-
             network = self.network
 
             def decode(environment: Any, *inputs: Any) -> Any:
@@ -403,8 +401,7 @@ class Generator:
                 coarse = {"coarse": latents.pop()} if conditional else {}
                 return network.decode(latents, environment=environment, **coarse)
 
-            # A plain graph: XLA is several times slower for these convolutions on a CPU.
-            self._functions[key] = tf.function(decode, jit_compile=False)
+            self._functions[key] = plain_graph(decode)
         return self._functions[key]
 
     def _refining(self, level: int, margin: int) -> Any:
@@ -418,8 +415,28 @@ class Generator:
                 environment = tf.fill(tf.shape(coarse)[:1], self.diffuse)
                 return network.refine(coarse, latents, environment, level, margin)
 
-            self._functions[key] = tf.function(refine, jit_compile=False)
+            self._functions[key] = plain_graph(refine)
         return self._functions[key]
+
+
+def plain_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:
+    """Compile a function of TensorFlow's operations.
+
+    Not with XLA, which is several times slower for these convolutions on a CPU; and without
+    AutoGraph, which takes longer than the rest, for branches and loops that there are none of.
+
+    Parameters
+    ----------
+    function : callable
+        Of tensors.
+    input_signature : list, optional
+        Specifications of its arguments, for shapes that differ from call to call.
+    """
+    import tensorflow as tf
+
+    return tf.function(
+        function, input_signature=input_signature, jit_compile=False, autograph=False
+    )
 
 
 def _checked(environment: float) -> float:

@@ -42,6 +42,7 @@ from scipy import fft, linalg, ndimage, optimize
 from pysm_vae.files import atomic_write
 from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers, standardise
 from pysm_vae.stats.wiener import mirror_power
+from pysm_vae.vae.generator import plain_graph
 
 if TYPE_CHECKING:
     from pysm_vae.vae.generator import Generator
@@ -693,10 +694,7 @@ class _Ladder:
             # Patches of any number are compiled once.
             any_number = [tf.TensorSpec((None, self.length), tf.float32)]
             signature = any_number if name == "patches" else None
-            # A plain graph: XLA is several times slower for these convolutions on a CPU.
-            self._functions[name] = tf.function(
-                chosen, input_signature=signature, jit_compile=False
-            )
+            self._functions[name] = plain_graph(chosen, signature)
         return self._functions[name]
 
     def patches(self, values: np.ndarray) -> np.ndarray:

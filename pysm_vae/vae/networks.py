@@ -79,6 +79,15 @@ class PatchVAE(keras.Model, ABC):
             for name in ("elbo", "likelihood", "kl", "score", "rivalry")
         }
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As Keras does it, and with the variables of the optimizer.
+
+        If the first step made them, it would be traced twice, which takes as long as many steps.
+        """
+        super().compile(*args, **kwargs)
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The means that training reports, all in nats a pixel: the loss and its terms."""
