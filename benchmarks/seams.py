@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from pysm_vae.files import writable_folder
 from pysm_vae.sky.smallscales import SmallScales
-from pysm_vae.sky.templates import load_template
+from pysm_vae.sky.templates import Template, load_template
 from pysm_vae.sky.tiling import Tiling
 from pysm_vae.vae.generator import load_generator
 
@@ -49,6 +50,21 @@ def patterns(small: SmallScales) -> np.ndarray:
         view = small.tiling.locate(tile, nside, pixels)
         maps[:, pixels[view.where]] += small.laid(small.layers(tile, view.places), view)
     return np.array(hp.map2alm(maps, lmax=lmax, iter=1))
+
+
+def turned(template: Template, seed: int) -> Template:
+    """A template turned about the poles, by an angle of the seed's; of an odd seed, mirrored, too.
+
+    T varies with the template, which is nowhere like elsewhere. So the charts lie on it in another
+    way each time; latitudes stay, since the calibration looks at high ones.
+    """
+    angle = np.random.default_rng(seed).uniform(0, 2 * np.pi)
+    degree, order = hp.Alm.getlm(template.lmax)
+    alm = template.alm * np.exp(-1j * order * angle)
+    if seed % 2:
+        # North becomes south: B changes its sign.
+        alm *= (-1.0) ** (degree + order) * np.array([[1], [1], [-1]])
+    return replace(template, alm=alm)
 
 
 def shares(nside: int) -> np.ndarray:
@@ -130,7 +146,7 @@ def measure(weights: str, nside: int, seeds: int, console: Console) -> dict[str,
     series: dict[str, Any] = {f: [] for f in SmallScales.fields}
     for seed in range(seeds):
         console.print(f"seed {seed}")
-        small = SmallScales(generator, template, seed=seed, nside=nside)
+        small = SmallScales(generator, turned(template, seed), seed=seed, nside=nside)
         for name, alm in zip(SmallScales.fields, patterns(small), strict=True):
             series[name].append(spectra(alm, nside, share))
             for low in HIGH_PASS:

@@ -30,7 +30,7 @@ from pysm_vae.sky.largescales import (
     finer,
     spline,
 )
-from pysm_vae.sky.seams import gains_of
+from pysm_vae.sky.seams import gains_of, steep_gain
 from pysm_vae.sky.smallscales import SmallScales, _lay
 from pysm_vae.sky.templates import SPLIT, handover, load_template
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
@@ -303,7 +303,7 @@ def test_pixels_get_what_the_ground_says(ground, t):
     modulation, finer_weight = crowding * ground.modulation(q, u), weight * gains[1]
     want = [
         weight**2 * i
-        + weight * bounded(np.array(crowding * rough * gains[0] * (t + 0.1)))
+        + weight * bounded(crowding * rough * gains[0] * np.array(steep_gain(weight) * t + 0.1))
         + (weight * crowding) ** 2 * mean,
         weight**2 * q + modulation * (0.02 - finer_weight * 0.01),
         weight**2 * u + modulation * (0.03 + finer_weight * 0.04),

@@ -82,7 +82,9 @@ class ParameterScales(Patterns):
         low, high = (math.log(edge / PIVOT) for edge in split)
         variance = quad(shape, low, high)[0] - math.exp(slope * high) / slope
         self._level = 1.0 / variance
-        super().__init__(generator, Tiling(), seed=seed, nside=nside, slope=slope)
+        self._slope = slope
+        slopes = [slope] * len(self.fields)
+        super().__init__(generator, Tiling(), seed=seed, nside=nside, slopes=slopes)
 
     def _filters_of(self, plane: Plane) -> dict[str, np.ndarray]:
         power = self._level * _missing(plane.ell, self._split) * (plane.ell / PIVOT) ** self._slope

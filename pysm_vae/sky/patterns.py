@@ -8,7 +8,7 @@ charts that cover it, and on fine grids only on its surroundings.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import healpy as hp
@@ -18,7 +18,15 @@ import scipy.ndimage
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
-from pysm_vae.sky.seams import NARROWER, Energy, blended, gains_of, local_energy, seam_fade
+from pysm_vae.sky.seams import (
+    NARROWER,
+    Energy,
+    blended,
+    gains_of,
+    local_energy,
+    seam_fade,
+    steep_gain,
+)
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, local_scale, occupied
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
@@ -61,8 +69,8 @@ class Patterns(ABC):
     nside : int
         Of the pixels; decides how fine the charts' grids must be, not what they show. (Between
         charts they are a little more or less intermittent at nside 64 than at 256 and above.)
-    slope : float
-        Of the patterns' D_ℓ, or the mean of their slopes.
+    slopes : sequence of float
+        Of the D_ℓ of what is drawn.
 
     Attributes
     ----------
@@ -72,6 +80,8 @@ class Patterns(ABC):
         Fields that share gains at pixels, one group after the other.
     turned : slice
         Fields that are turned into others; on grids of whole charts they get their weights before.
+    steep : slice
+        Fields whose small scales count alone, beside large ones of more power.
     depth : int
         There are ``2**depth`` pixels a cell on the finest grids.
     lmax : float
@@ -81,16 +91,23 @@ class Patterns(ABC):
     fields: tuple[str, ...]
     groups: tuple[slice, ...]
     turned: slice = slice(0, 0)
+    steep: slice = slice(0, 0)
 
     def __init__(
-        self, generator: Generator, tiling: Tiling, *, seed: int | Between, nside: int, slope: float
+        self,
+        generator: Generator,
+        tiling: Tiling,
+        *,
+        seed: int | Between,
+        nside: int,
+        slopes: Sequence[float],
     ) -> None:
         self.generator = generator
         self.tiling = tiling
         self._narrower = Tiling(NARROWER * tiling.overlap)
         self.seed = seed
         self.nside = nside
-        self._slope = slope
+        self._powers = -0.5 * np.array(slopes, np.float32)[:, None, None]
         wanted = BAND_LIMIT * nside
         self.depth = THORNE_DEPTH
         if generator.conditional:
@@ -216,6 +233,7 @@ class Patterns(ABC):
             Q and U, if there are three fields, in the pixels' frames.
         """
         (coarse,) = self.tiling.evaluate(view, [layers.coarse])
+        coarse[self.steep] *= steep_gain(view.weights)
         values = np.zeros_like(coarse)
         if layers.fine.size:
             (values,) = self.tiling.evaluate(view, [layers.fine])
@@ -255,13 +273,13 @@ class Patterns(ABC):
         return patterns
 
     def _stretch(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Factor on fields at places on a chart that keeps their spectra from changing with scale.
+        """Factors on fields at places on a chart that keep their spectra from changing with scale.
 
         Where lengths on the sky are s times those on the chart, a spectrum D_ℓ of slope p comes out
-        s^p times as high. Slopes differ by so little that their mean serves all.
+        s^p times as high.
         """
         y, x = (coordinate.astype(np.float32) for coordinate in (y, x))
-        return (local_scale(y, x) / MEAN_SCALE) ** (-0.5 * self._slope)
+        return np.exp(self._powers * np.log(local_scale(y, x) / np.float32(MEAN_SCALE)))
 
 
 def _band_limit(depth: int) -> float:

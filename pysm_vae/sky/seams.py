@@ -21,6 +21,10 @@ turned reaches beyond its window; so those of E and B are narrower, and Q and U 
 (:func:`seam_fade`) where the chart ends. What finer grids add, above :math:`\ell \approx 570`, is
 turned block by block, and gets weights, and gains that it shares, as Q and U: at such scales a
 window is nearly constant.
+
+Windows also move power from scales as large as they are to smaller ones, and T's large scales have
+more to give than E's and B's: between charts T would vary too much above the split
+(:func:`steep_gain`).
 """
 
 from __future__ import annotations
@@ -44,6 +48,9 @@ _SQUARED_DEPTH = 3
 _EDGE = 1 / 8
 # After so many steps the variance is kept to a few parts in a thousand.
 _STEPS = 4
+#: Share of T's variance above ℓ = 100 to 300 that windows have moved there, where two weights are
+#: equal: of random fields with T's slope, and nothing that the template has.
+MOVED = 0.03
 #: Overlap of the windows of E and B over that of the charts.
 NARROWER = 2 / 3
 # A chart's weight where that of its E and B ends, between two charts.
@@ -200,6 +207,16 @@ def seam_fade(weight):
     1 where E and B have weight, and smoothly to zero where the chart ends. Of one or of many.
     """
     return smooth_step(np.minimum(weight / _FADE, 1.0))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def steep_gain(weight):
+    """Factor on T, where a chart has ``weight``, for what windows move above the split.
+
+    Of one or of many. What finer grids add is too far above to get any.
+    """
+    share = weight * weight
+    return 1.0 - 2.0 * MOVED * share * (1.0 - share)
 
 
 @numba.njit(cache=True, error_model="numpy")

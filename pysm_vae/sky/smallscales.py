@@ -18,7 +18,7 @@ from pysm_vae.sky.ground import BRIGHTEST, shared_ground
 from pysm_vae.sky.largescales import spline
 from pysm_vae.sky.patterns import Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
-from pysm_vae.sky.seams import Energy, seam_fade, seam_gains
+from pysm_vae.sky.seams import Energy, seam_fade, seam_gains, steep_gain
 from pysm_vae.sky.templates import SPLIT, Template
 from pysm_vae.sky.tiling import BLOCK, CELLS, spline_values_at
 from pysm_vae.vae.generator import Generator
@@ -50,6 +50,7 @@ class SmallScales(Patterns):
     fields = ("T", "E", "B")
     groups = (slice(0, 1), slice(1, 3))
     turned = slice(1, 3)
+    steep = slice(0, 1)
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class SmallScales(Patterns):
     ) -> None:
         spectrum = Spectrum() if spectrum is None else spectrum
         self.ground = shared_ground(generator, template, spectrum, tuple(split))
-        slope = float(np.mean(spectrum.slopes))
-        super().__init__(generator, self.ground.tiling, seed=seed, nside=nside, slope=slope)
+        tiling, slopes = self.ground.tiling, spectrum.slopes
+        super().__init__(generator, tiling, seed=seed, nside=nside, slopes=slopes)
 
     def draw(
         self,
@@ -138,7 +139,8 @@ def _lay(
             share = weights[p] * weights[p]
             crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
             factor = weights[p] * crowding
-            t = crowding * ground[0] * gains[0] * (small[0] + finer[0])
+            t = steep_gain(weights[p]) * small[0] + finer[0]
+            t *= crowding * ground[0] * gains[0]
             if t > KNEE:
                 t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
             polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
