@@ -168,25 +168,28 @@ class Canvas:
         drawn: dict[tuple[int, int], np.ndarray] = {}
         number = len(self.fields)
         finer = np.zeros((number, 2 * size, 2 * size), np.float32)
-        for row, column in np.argwhere(blocks):
-            places = row * block, column * block
-            latents = np.zeros((number, block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
-            for i, j in _around((row, column), reach, block):
-                # Beyond the chart are the latents of its other side: as good as any.
-                key = i % len(blocks), j % len(blocks)
-                if key not in drawn:
-                    keys = self._places(level + 1, *key)
-                    drawn[key] = seeded_latents([shape], keys, self.seed)[0]
-                _paste(latents, drawn[key], (i * block, j * block), places, reach)
-            seen = [_mirrored(place, block, reach, size) for place in places]
-            coarse = field[:, seen[0][:, None], seen[1]]
-            found = self.generator.refine(coarse, latents, level, reach)
-            rows = slice(2 * places[0], 2 * (places[0] + block))
-            columns = slice(2 * places[1], 2 * (places[1] + block))
-            finer[:, rows, columns] = found
-            # Blocks come row by row: those two rows up are done with.
-            for key in [key for key in drawn if key[0] < row - 1]:
-                del drawn[key]
+        for row in np.flatnonzero(blocks.any(axis=1)).tolist():
+            # What is above the row before is done with.
+            drawn = {key: latents for key, latents in drawn.items() if key[0] >= row - 1}
+            columns = np.flatnonzero(blocks[row]).tolist()
+            around = {column: list(_around((row, column), reach, block)) for column in columns}
+            # Beyond the chart are the latents of its other side: as good as any.
+            seen = {(i % len(blocks), j % len(blocks)) for each in around.values() for i, j in each}
+            missing = sorted(seen - drawn.keys())
+            # All of a row at once, which keeps all cores busy.
+            places = [place for key in missing for place in self._places(level + 1, *key)]
+            found = seeded_latents([shape], places, self.seed)[0]
+            drawn |= dict(zip(missing, found.reshape(len(missing), number, *shape), strict=True))
+            for column in columns:
+                corner = row * block, column * block
+                latents = np.zeros((number, block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
+                for i, j in around[column]:
+                    source = drawn[i % len(blocks), j % len(blocks)]
+                    _paste(latents, source, (i * block, j * block), corner, reach)
+                window = [_mirrored(place, block, reach, size) for place in corner]
+                coarse = field[:, window[0][:, None], window[1]]
+                rows, cols = (slice(2 * place, 2 * (place + block)) for place in corner)
+                finer[:, rows, cols] = self.generator.refine(coarse, latents, level, reach)
         return finer
 
 
