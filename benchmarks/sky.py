@@ -544,11 +544,11 @@ def measure_emission(nside: int, files: Path, repeats: int) -> dict[str, Any]:
 
 
 def measure_first_map() -> dict[str, float]:
-    """Seconds of a process that makes one map, without and with an earlier one's compiled code."""
+    """Seconds of a process that makes one map: the first of all, and one after an earlier one."""
     with tempfile.TemporaryDirectory() as cache:
 
         def process() -> None:
-            environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+            environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "XDG_CACHE_HOME": cache}
             subprocess.run(
                 [sys.executable, "-c", FIRST_MAP], env=environment, check=True, capture_output=True
             )

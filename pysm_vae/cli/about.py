@@ -38,6 +38,7 @@ def describe_installation() -> str:
     from astropy.config.paths import get_cache_dir
 
     from pysm_vae.files import data_path
+    from pysm_vae.kept import kept_folder
     from pysm_vae.registration import presets
     from pysm_vae.vae.download import DATASETS
     from pysm_vae.vae.generator import DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, load_generator
@@ -51,6 +52,7 @@ def describe_installation() -> str:
     lines.append(f"shipped data: {data_path('template.npz').parent}")
     lines.append(f"PYSM_LOCAL_DATA: {os.environ.get('PYSM_LOCAL_DATA', 'not set')}")
     lines.append(f"what PySM downloads: {Path(get_cache_dir()) / 'download'}")
+    lines.append(f"calibrations of skies: {kept_folder()}")
     lines.append("weights:")
     for name in SHIPPED_WEIGHTS:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 import healpy as hp
@@ -9,6 +10,7 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 
+from pysm_vae.kept import kept
 from pysm_vae.sky.calibration import (
     CALIBRATION_NSIDE,
     PIVOT,
@@ -122,7 +124,10 @@ class Ground:
         ]
         levels = calibrator.temperature()
         if generator.conditional and levels.any():
-            self._measure(levels, split)
+            card = json.dumps(generator.card, sort_keys=True)
+            of = [card.encode(), template.alm.tobytes(), repr((spectrum, split)).encode()]
+            found = kept("ground", of, lambda: self._measure(levels, split))
+            self._deficit, self._excess = found["deficit"], found["excess"]
         self.levels = np.array([levels, *calibrator.polarisation(levels, self.excess)])
 
     def crowding(self, i: np.ndarray) -> np.ndarray:
@@ -237,7 +242,7 @@ class Ground:
         numbers = np.arange(1, len(self._deficit) + 1)
         return np.exp(np.interp(cycles * CELLS, numbers, np.log(self._deficit)))
 
-    def _measure(self, levels: np.ndarray, split: tuple[float, float]) -> None:
+    def _measure(self, levels: np.ndarray, split: tuple[float, float]) -> dict[str, np.ndarray]:
         """Measure, at high latitude, how what is drawn for the template differs from the prior's.
 
         It lacks the large scales, which the template has, and its octaves vary a little more or
@@ -283,6 +288,7 @@ class Ground:
             ratio = np.log(added[used] / faint[used] / (len(SEEDS) * len(fields)))
             # As the logarithm of ell has it, all octaves count alike.
             self._excess += np.polyfit(log_ell, ratio, 1, w=ell[used] ** -0.5)
+        return {"deficit": self._deficit, "excess": self._excess}
 
     def _followed(self, deficit: np.ndarray, charts: list[int]) -> np.ndarray:
         """The deficit, followed to smaller scales on a few charts."""
