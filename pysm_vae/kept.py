@@ -1,4 +1,4 @@
-"""What one process has measured, kept on disk for the next: skies then start in half the time."""
+"""What one process has measured, kept on disk for those after it."""
 
 from __future__ import annotations
 
