@@ -41,7 +41,7 @@ from rich.table import Table
 from pysm_vae.cli.learning import MinLatitude, training_config
 from pysm_vae.files import atomic_write, writable_folder
 from pysm_vae.stats.spectra import ell_bins, flat_spectrum, fundamental, nyquist, standardise
-from pysm_vae.vae.generator import BATCH, Generator, load_generator
+from pysm_vae.vae.generator import BATCH, Generator, load_generator, plain_graph
 
 if TYPE_CHECKING:
     import keras
@@ -129,7 +129,6 @@ class Gan:
 
     def __init__(self, config: GanConfig) -> None:
         import keras
-        import tensorflow as tf
 
         self.config = config
         stages = round(math.log2(config.size / _START))
@@ -175,9 +174,8 @@ class Gan:
         )
         for optimizer, network in zip(self.optimizers, self.networks, strict=True):
             optimizer.build(network.trainable_variables)
-        # A plain graph: XLA is several times slower for transposed convolutions on a CPU.
-        self._step = tf.function(self._updates, jit_compile=False)
-        self._draw = tf.function(lambda z: self.generator(z, training=False), jit_compile=False)
+        self._step = plain_graph(self._updates)
+        self._draw = plain_graph(lambda z: self.generator(z, training=False))
 
     @property
     def parameters(self) -> dict[str, int]:

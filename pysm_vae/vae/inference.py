@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import fft, linalg, ndimage, optimize
@@ -42,10 +42,7 @@ from scipy import fft, linalg, ndimage, optimize
 from pysm_vae.files import atomic_write
 from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers, standardise
 from pysm_vae.stats.wiener import mirror_power
-from pysm_vae.vae.generator import plain_graph
-
-if TYPE_CHECKING:
-    from pysm_vae.vae.generator import Generator
+from pysm_vae.vae.generator import Generator, plain_graph
 
 log = logging.getLogger(__name__)
 
