@@ -138,8 +138,9 @@ def _windows(vectors, centres, overlap, tiles, weights):
     for block in numba.prange((npix + BLOCK - 1) // BLOCK):
         for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
             count = _window(vectors[p], centres, overlap, tiles[p], weights[p])
-            tiles[p, count:] = -1
-            weights[p, count:] = 0.0
+            for rest in range(count, _MOST):
+                tiles[p, rest] = -1
+                weights[p, rest] = 0.0
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -201,8 +202,10 @@ def _keep_seen(start, weights, places, turns, count, where, kept_weights, kept_p
         if weights[p] > 0.0:
             where[count] = start + p
             kept_weights[count] = weights[p]
-            kept_places[count] = places[p]
-            kept_turns[count] = turns[p]
+            # Element by element: rows take seconds to compile.
+            for k in range(2):
+                kept_places[count, k] = places[p, k]
+                kept_turns[count, k] = turns[p, k]
             count += 1
     return count
 
@@ -220,7 +223,8 @@ def _evaluate(coeffs, places, turns, out):
                 q, u = values[nfields - 2], values[nfields - 1]
                 values[nfields - 2] = turns[p, 0] * q - turns[p, 1] * u
                 values[nfields - 1] = turns[p, 1] * q + turns[p, 0] * u
-            out[:, p] = values
+            for f in range(nfields):
+                out[f, p] = values[f]
 
 
 @numba.njit(cache=True, error_model="numpy")
