@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import healpy as hp
 import numpy as np
@@ -28,10 +28,10 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 # Multipoles above which the patterns are judged.
 HIGH_PASS = (100, 200, 400)
-# Edges in the nearest chart's share of the power of two overlapping charts. The first bin
-# is the seam proper, the last the inside.
+# Edges in the nearest chart's share of the power of two overlapping charts.
 SHARES = (0.0, 0.6, 0.75, 0.9, 0.99, 1.0)
-SEAM = 0.75
+# What is compared with the last bin, the inside: so many of the first.
+PARTS = {"seam": 2, "overlap": 4}
 MEASURES = ("variance", "kurtosis", "gradient variance", "gradient kurtosis")
 
 
@@ -74,7 +74,7 @@ def shares(nside: int) -> np.ndarray:
 
 
 def zones(alm: np.ndarray, nside: int, low: float, zone: np.ndarray) -> np.ndarray:
-    """Statistics of one pattern above a multipole in each zone.
+    """Moments of one pattern above a multipole in each zone.
 
     Parameters
     ----------
@@ -89,21 +89,70 @@ def zones(alm: np.ndarray, nside: int, low: float, zone: np.ndarray) -> np.ndarr
 
     Returns
     -------
-    ndarray, shape (len(MEASURES), zones)
-        Kurtosis is excess kurtosis; the gradient's two components count alike.
+    ndarray, shape (4, zones)
+        Mean second and fourth powers of values, and of the gradient, whose two components count
+        alike.
     """
     lmax = hp.Alm.getlmax(alm.size)
     ell = np.arange(lmax + 1)
     alm = hp.almxfl(alm, np.clip((ell - 0.9 * low) / (0.2 * low), 0, 1))
     value, south, east = hp.alm2map_der1(alm, nside, lmax)
-    rows = []
-    for parts in ((value,), (south, east)):
-        second, fourth = (
+    return np.array(
+        [
             sum(np.bincount(zone, part**power) for part in parts) / (len(parts) * np.bincount(zone))
+            for parts in ((value,), (south, east))
             for power in (2, 4)
-        )
+        ]
+    )
+
+
+def statistics(moments: np.ndarray) -> np.ndarray:
+    """``MEASURES`` of zones.
+
+    Kurtosis is excess kurtosis. Of one small zone of one sky it is too low on average, since the
+    few bright places that make a fourth moment raise the second, too; so moments are averaged
+    first.
+
+    Parameters
+    ----------
+    moments : ndarray, shape (4, zones)
+        Of skies, averaged.
+    """
+    rows = []
+    for second, fourth in (moments[:2], moments[2:]):
         rows += [second, fourth / second**2 - 3]
     return np.array(rows)
+
+
+def against_inside(moments: np.ndarray, area: np.ndarray, number: int) -> np.ndarray:
+    """Statistics of the first few zones together over those of the last one.
+
+    Parameters
+    ----------
+    moments : ndarray, shape (skies, 4, zones)
+        Of each sky.
+    area : ndarray, shape (zones,)
+        Pixels of each zone.
+    number : int
+        How many are the first few.
+
+    Returns
+    -------
+    ndarray, shape (2, len(MEASURES))
+        The ratios and their errors, from skies left out one by one; not a number for one sky.
+    """
+    first = np.average(moments[..., :number], axis=-1, weights=area[:number])
+    pair = np.stack([first, moments[..., -1]], axis=-1)
+    skies, total = len(pair), pair.sum(axis=0)
+
+    def ratio(mean: np.ndarray) -> np.ndarray:
+        seam, inside = statistics(mean).T
+        return seam / inside
+
+    if skies == 1:
+        return np.array([ratio(total), np.full(len(MEASURES), np.nan)])
+    without = np.array([ratio((total - each) / (skies - 1)) for each in pair])
+    return np.array([ratio(total / skies), np.sqrt(skies - 1) * without.std(axis=0)])
 
 
 def spectra(alm: np.ndarray, nside: int, share: np.ndarray) -> dict[str, np.ndarray]:
@@ -135,49 +184,65 @@ def spectra(alm: np.ndarray, nside: int, share: np.ndarray) -> dict[str, np.ndar
     }
 
 
-def measure(weights: str, nside: int, seeds: int, console: Console) -> dict[str, Any]:
-    """Measure the seams of full skies; what seams.json holds."""
-    generator, template = load_generator(weights), load_template("embedded")
-    share = shares(nside)
+class Sky(NamedTuple):
+    """What is measured of one sky, each by pattern.
+
+    Attributes
+    ----------
+    moments : dict of dict of ndarray
+        :func:`zones` above each of ``HIGH_PASS``.
+    spectra : dict of dict of ndarray
+        :func:`spectra`.
+    """
+
+    moments: dict[str, dict[int, np.ndarray]]
+    spectra: dict[str, dict[str, np.ndarray]]
+
+
+def measure(small: SmallScales, share: np.ndarray) -> Sky:
+    """Measure one sky, given the nearest chart's share of each pixel."""
+    alms = dict(zip(small.fields, patterns(small), strict=True))
     zone = np.digitize(share, SHARES[1:-1])
-    two = (share > 0.99).astype(int) - (share < SEAM)
-    measured: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in SmallScales.fields}
-    ratios: dict[str, Any] = {f: {low: [] for low in HIGH_PASS} for f in SmallScales.fields}
-    series: dict[str, Any] = {f: [] for f in SmallScales.fields}
-    for seed in range(seeds):
-        console.print(f"seed {seed}")
-        small = SmallScales(generator, turned(template, seed), seed=seed, nside=nside)
-        for name, alm in zip(SmallScales.fields, patterns(small), strict=True):
-            series[name].append(spectra(alm, nside, share))
-            for low in HIGH_PASS:
-                measured[name][low].append(zones(alm, nside, low, zone))
-                pair = zones(alm, nside, low, two + 1)
-                ratios[name][low].append(pair[:, 0] / pair[:, 2])
+    return Sky(
+        {
+            f: {low: zones(alm, small.nside, low, zone) for low in HIGH_PASS}
+            for f, alm in alms.items()
+        },
+        {f: spectra(alm, small.nside, share) for f, alm in alms.items()},
+    )
+
+
+def summary(skies: list[Sky], share: np.ndarray, lmax: float) -> dict[str, Any]:
+    """What seams.json holds of skies whose patterns end at ``lmax``."""
+    area = np.bincount(np.digitize(share, SHARES[1:-1]))
     report: dict[str, Any] = {
-        "weights": generator.name,
-        "nside": nside,
-        "seeds": seeds,
+        "seeds": len(skies),
         "shares": SHARES,
-        "lmax": small.lmax,
-        "sky": {"seam": np.mean(two == -1), "inside": np.mean(two == 1)},
+        "lmax": lmax,
+        "sky": {part: area[:number].sum() / area.sum() for part, number in PARTS.items()},
         "fields": {},
     }
     for name in SmallScales.fields:
         judged = {}
         for low in HIGH_PASS:
-            if low > 0.8 * small.lmax:
+            if low > 0.8 * lmax:
                 continue
-            ratio = np.array(ratios[name][low])
+            moments = np.array([sky.moments[name][low] for sky in skies])
+            by_share = statistics(moments.mean(axis=0))
+            ratios = {part: against_inside(moments, area, n) for part, n in PARTS.items()}
             judged[str(low)] = {
-                measure: {
-                    "by share": np.mean(measured[name][low], axis=0)[i].tolist(),
-                    "seam over inside": ratio.mean(axis=0)[i],
-                    "scatter of seeds": ratio.std(axis=0, ddof=1)[i] if seeds > 1 else None,
+                measure: {"by share": by_share[i].tolist()}
+                | {
+                    part: {"over inside": ratio[i], "error": error[i] if len(skies) > 1 else None}
+                    for part, (ratio, error) in ratios.items()
                 }
                 for i, measure in enumerate(MEASURES)
             }
-        mean = {key: np.mean([s[key] for s in series[name]], axis=0) for key in series[name][0]}
-        used = (mean["ell"] > 125) & (mean["ell"] < 0.9 * small.lmax)
+        mean = {
+            key: np.mean([sky.spectra[name][key] for sky in skies], axis=0)
+            for key in skies[0].spectra[name]
+        }
+        used = (mean["ell"] > 125) & (mean["ell"] < 0.9 * lmax)
         log_ell, log_power = np.log(mean["ell"][used]), np.log(mean["d_ell"][used])
         smooth = np.polyval(np.polyfit(log_ell, log_power, 3), log_ell)
         report["fields"][name] = {
@@ -189,18 +254,18 @@ def measure(weights: str, nside: int, seeds: int, console: Console) -> dict[str,
 
 
 def table(report: dict[str, Any]) -> Table:
-    """What the report says of seams over insides."""
-    shown = Table(title=f"Seams over insides, {report['weights']}, nside {report['nside']}")
-    for column in ("pattern", "l above", *MEASURES):
+    """What the report says of seams, and of all of the overlap, over insides."""
+    shown = Table(title=f"Over insides, {report['weights']}, nside {report['nside']}")
+    for column in ("pattern", "l above", "", *MEASURES):
         shown.add_column(column)
     for name, field in report["fields"].items():
         for low, judged in field["high pass"].items():
-            cells = []
-            for entry in judged.values():
-                scatter = entry["scatter of seeds"]
-                error = "" if scatter is None else f" ± {scatter / report['seeds'] ** 0.5:.3f}"
-                cells.append(f"{entry['seam over inside']:.3f}{error}")
-            shown.add_row(name, low, *cells)
+            for part in PARTS:
+                cells = []
+                for entry in judged.values():
+                    ratio, error = entry[part].values()
+                    cells.append(f"{ratio:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+                shown.add_row(name, low, part, *cells)
     return shown
 
 
@@ -239,7 +304,13 @@ def main(
     """Measure the small scales of full skies in the seams of charts and inside them."""
     console = Console()
     writable_folder(out)
-    report = measure(weights, nside, seeds, console)
+    generator, template = load_generator(weights), load_template("embedded")
+    share, skies = shares(nside), []
+    for seed in range(seeds):
+        console.print(f"seed {seed}")
+        small = SmallScales(generator, turned(template, seed), seed=seed, nside=nside)
+        skies.append(measure(small, share))
+    report = {"weights": generator.name, "nside": nside} | summary(skies, share, small.lmax)
     write_json(report, out / "seams.json")
     write_figure(figure(report), out / "seams.png")
     console.print(table(report))

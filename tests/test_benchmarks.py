@@ -778,21 +778,39 @@ class TestSeams:
 
     def test_a_gaussian_sky_has_none(self, share, rng):
         alm = gaussian(64, (0.5, 0.5, 0.5), rng)[0]
-        zone = (share < seams.SEAM).astype(int)
-        statistics = seams.zones(alm, 64, 60.0, zone)
-        variance, _, gradient, _ = statistics[:, 1] / statistics[:, 0]
+        zone = (share < 0.75).astype(int)
+        found = seams.statistics(seams.zones(alm, 64, 60.0, zone))
+        variance, _, gradient, _ = found[:, 1] / found[:, 0]
         assert variance == pytest.approx(1, abs=0.15)
         assert gradient == pytest.approx(1, abs=0.15)
-        assert np.abs(statistics[1]).max() < 0.2
+        assert np.abs(found[1]).max() < 0.2
 
     def test_heavy_tails_are_seen_where_they_are(self, share, rng):
         """White noise that is cubed in the seams, of the same variance."""
-        zone = (share < seams.SEAM).astype(int)
+        zone = (share < 0.75).astype(int)
         white = rng.standard_normal(share.size)
         alm = hp.map2alm(np.where(zone == 1, white**3 / 15**0.5, white), lmax=128, iter=1)
-        _, kurtosis, _, _ = seams.zones(alm, 64, 20.0, zone)
+        _, kurtosis, _, _ = seams.statistics(seams.zones(alm, 64, 20.0, zone))
         assert abs(kurtosis[0]) < 0.3
         assert kurtosis[1] > 2
+
+    def test_skies_are_averaged_before_they_are_compared(self, rng):
+        """Of small zones, too, whose own kurtosis is too low; and the errors are those of it."""
+        sizes = 20, 30, 400
+        values = [rng.laplace(size=(4000, size)) for size in sizes]
+        second, fourth = (
+            np.stack([np.mean(part**power, axis=1) for part in values], axis=1) for power in (2, 4)
+        )
+        moments = np.stack([second, fourth, second, fourth], axis=1)
+        ratio, error = seams.against_inside(moments, np.array(sizes), 2)
+        assert np.all(np.abs(ratio - 1) < 4 * error)
+        assert error.max() < 0.1
+        apart = np.mean([seams.statistics(sky)[1] for sky in moments], axis=0)
+        assert apart[0] / apart[2] < 0.7
+        parts = [
+            seams.against_inside(part, np.array(sizes), 2)[0] for part in np.split(moments, 40)
+        ]
+        np.testing.assert_allclose(error, np.std(parts, axis=0) / np.sqrt(40), rtol=0.4)
 
 
 def made_up_sky(seed: int, nside: int = 128) -> polarisation.Sky:

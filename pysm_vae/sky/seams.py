@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+import scipy.ndimage
 
 from pysm_vae.sky.planes import spline_values
 from pysm_vae.sky.tiling import CELLS, axis, smooth_step, spline_values_at
@@ -44,6 +45,8 @@ from pysm_vae.sky.tiling import CELLS, axis, smooth_step, spline_values_at
 ENERGY_DEPTH = 2
 # Octaves of the grid on which fields are squared: what finer ones show hardly counts.
 _SQUARED_DEPTH = 3
+# Of its pixels, the scale of a Gaussian that leaves half of what there is at a multipole of 100.
+_LARGE = 3.0
 # This much of a chart, at each edge, where fields end, is not looked at.
 _EDGE = 1 / 8
 # After so many steps the variance is kept to a few parts in a thousand.
@@ -74,8 +77,10 @@ class Energy(NamedTuple):
     numbers: np.ndarray
 
 
-def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
-    """Local energies of patterns.
+def local_energy(
+    patterns: np.ndarray, groups: Sequence[slice], steep: slice = slice(0, 0)
+) -> Energy:
+    r"""Local energies of patterns.
 
     Parameters
     ----------
@@ -84,6 +89,9 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
         ones are averaged to it.
     groups : sequence of slice
         Fields that share an energy. Those that are zero everywhere do not count.
+    steep : slice
+        Fields of which only what is above :math:`\ell \approx 100` counts: they have more power at
+        larger scales, which are less intermittent.
 
     Returns
     -------
@@ -93,7 +101,9 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
     while patterns.shape[-1] > CELLS << _SQUARED_DEPTH:
         rows = patterns[:, ::2] + patterns[:, 1::2]
         patterns = 0.25 * (rows[:, :, ::2] + rows[:, :, 1::2])
-    squares = spline_values(patterns) ** 2
+    values = spline_values(patterns)
+    values[steep] -= scipy.ndimage.gaussian_filter(values[steep], _LARGE, axes=(1, 2))
+    squares = values**2
     size = CELLS << ENERGY_DEPTH
     block = squares.shape[-1] // size
     splines, numbers = [], []
@@ -187,15 +197,18 @@ def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarra
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
 def _blend(fields, splines, numbers, window, coordinates, found):
+    # Element by element: what acts on whole rows takes seconds to compile.
     number, size, _ = fields.shape
     for i in numba.prange(size):
-        found[:, i] = window[i] * fields[:, i]
         place, gains = np.empty(2), np.empty(number)
         place[1] = coordinates[i]
         for j in range(size):
-            if 0.0 < window[i, j] < 1.0:
+            weight = window[i, j]
+            for f in range(number):
+                found[f, i, j] = weight * fields[f, i, j]
+            if 0.0 < weight < 1.0:
                 place[0] = coordinates[j]
-                seam_gains(splines, numbers, float(window[i, j]), place, gains)
+                seam_gains(splines, numbers, float(weight), place, gains)
                 for f in range(number):
                     found[f, i, j] *= gains[f]
 
@@ -237,7 +250,8 @@ def seam_gains(splines, numbers, weight, place, gains):
     ``splines`` and ``numbers`` are an `Energy`, ``place`` has shape (2,), ``gains`` (groups,).
     """
     if weight == 1.0:
-        gains[:] = 1.0
+        for g in range(len(gains)):
+            gains[g] = 1.0
         return
     # As if no more than two charts met.
     power = weight * weight
