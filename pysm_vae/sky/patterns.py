@@ -208,7 +208,7 @@ class Patterns(ABC):
         if self.depth > depth:
             fine = self._fine_patterns(finest, blocks)
         each = [slice(f, f + 1) for f in range(len(patterns))[self.turned]]
-        splines, numbers = local_energy(patterns, [*self.groups, *each], self.steep)
+        splines, numbers = local_energy(patterns, [*self.groups, *each])
         shared = len(self.groups)
         if each:
             window = self._narrower.window_on(tile, len(patterns[0]))

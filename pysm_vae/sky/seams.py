@@ -45,8 +45,8 @@ from pysm_vae.sky.tiling import CELLS, axis, smooth_step, spline_values_at
 ENERGY_DEPTH = 2
 # Octaves of the grid on which fields are squared: what finer ones show hardly counts.
 _SQUARED_DEPTH = 3
-# Of its pixels, the scale of a Gaussian that leaves half of what there is at a multipole of 100.
-_LARGE = 3.0
+# Of its pixels, the scale of a Gaussian that leaves half of what there is at a multipole of 90.
+_LARGE = 3.5
 # This much of a chart, at each edge, where fields end, is not looked at.
 _EDGE = 1 / 8
 # After so many steps the variance is kept to a few parts in a thousand.
@@ -77,10 +77,10 @@ class Energy(NamedTuple):
     numbers: np.ndarray
 
 
-def local_energy(
-    patterns: np.ndarray, groups: Sequence[slice], steep: slice = slice(0, 0)
-) -> Energy:
-    r"""Local energies of patterns.
+def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
+    r"""Local energies of patterns, of what they have above :math:`\ell \approx 90`.
+
+    Larger scales, of which T has more than E and B, are less intermittent.
 
     Parameters
     ----------
@@ -89,9 +89,6 @@ def local_energy(
         ones are averaged to it.
     groups : sequence of slice
         Fields that share an energy. Those that are zero everywhere do not count.
-    steep : slice
-        Fields of which only what is above :math:`\ell \approx 100` counts: they have more power at
-        larger scales, which are less intermittent.
 
     Returns
     -------
@@ -102,7 +99,7 @@ def local_energy(
         rows = patterns[:, ::2] + patterns[:, 1::2]
         patterns = 0.25 * (rows[:, :, ::2] + rows[:, :, 1::2])
     values = spline_values(patterns)
-    values[steep] -= scipy.ndimage.gaussian_filter(values[steep], _LARGE, axes=(1, 2))
+    values -= scipy.ndimage.gaussian_filter(values, _LARGE, axes=(1, 2))
     squares = values**2
     size = CELLS << ENERGY_DEPTH
     block = squares.shape[-1] // size
