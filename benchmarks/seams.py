@@ -30,8 +30,8 @@ app = typer.Typer(pretty_exceptions_enable=False)
 HIGH_PASS = (100, 200, 400)
 # Edges in the nearest chart's share of the power of two overlapping charts.
 SHARES = (0.0, 0.6, 0.75, 0.9, 0.99, 1.0)
-# What is compared with the last bin, the inside: so many of the first.
-PARTS = {"seam": 2, "overlap": 4}
+# Bins that are compared with the last one, the inside: the seam proper, its sides, and both.
+PARTS = {"seam": slice(0, 2), "sides": slice(2, 4), "overlap": slice(0, 4)}
 MEASURES = ("variance", "kurtosis", "gradient variance", "gradient kurtosis")
 
 
@@ -124,8 +124,8 @@ def statistics(moments: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-def against_inside(moments: np.ndarray, area: np.ndarray, number: int) -> np.ndarray:
-    """Statistics of the first few zones together over those of the last one.
+def against_inside(moments: np.ndarray, area: np.ndarray, part: slice) -> np.ndarray:
+    """Statistics of some zones together over those of the last one.
 
     Parameters
     ----------
@@ -133,21 +133,21 @@ def against_inside(moments: np.ndarray, area: np.ndarray, number: int) -> np.nda
         Of each sky.
     area : ndarray, shape (zones,)
         Pixels of each zone.
-    number : int
-        How many are the first few.
+    part : slice
+        Which zones.
 
     Returns
     -------
     ndarray, shape (2, len(MEASURES))
         The ratios and their errors, from skies left out one by one; not a number for one sky.
     """
-    first = np.average(moments[..., :number], axis=-1, weights=area[:number])
-    pair = np.stack([first, moments[..., -1]], axis=-1)
+    here = np.average(moments[..., part], axis=-1, weights=area[part])
+    pair = np.stack([here, moments[..., -1]], axis=-1)
     skies, total = len(pair), pair.sum(axis=0)
 
     def ratio(mean: np.ndarray) -> np.ndarray:
-        seam, inside = statistics(mean).T
-        return seam / inside
+        zone, inside = statistics(mean).T
+        return zone / inside
 
     if skies == 1:
         return np.array([ratio(total), np.full(len(MEASURES), np.nan)])
@@ -203,7 +203,7 @@ def summary(skies: list[Sky], share: np.ndarray, lmax: float) -> dict[str, Any]:
         "seeds": len(skies),
         "shares": SHARES,
         "lmax": lmax,
-        "sky": {part: area[:number].sum() / area.sum() for part, number in PARTS.items()},
+        "sky": {name: area[part].sum() / area.sum() for name, part in PARTS.items()},
         "fields": {},
     }
     for name in SmallScales.fields:
@@ -213,7 +213,7 @@ def summary(skies: list[Sky], share: np.ndarray, lmax: float) -> dict[str, Any]:
                 continue
             moments = np.array([sky.moments[name][low] for sky in skies])
             by_share = statistics(moments.mean(axis=0))
-            ratios = {part: against_inside(moments, area, n) for part, n in PARTS.items()}
+            ratios = {part: against_inside(moments, area, bins) for part, bins in PARTS.items()}
             judged[str(low)] = {
                 measure: {"by share": by_share[i].tolist()}
                 | {
@@ -236,7 +236,7 @@ def summary(skies: list[Sky], share: np.ndarray, lmax: float) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """What the report says of seams, and of all of the overlap, over insides."""
+    """What the report says of seams, of their sides and of both, over insides."""
     shown = Table(title=f"Over insides, {report['weights']}, nside {report['nside']}")
     for column in ("pattern", "l above", "", *MEASURES):
         shown.add_column(column)
@@ -296,6 +296,8 @@ def main(
     write_json(report, out / "seams.json")
     write_figure(figure(report), out / "seams.png")
     console.print(table(report))
+    largest = max(f["largest departure from a smooth spectrum"] for f in report["fields"].values())
+    console.print(f"Spectra of the whole sky are within {100 * largest:.1f} % of smooth ones.")
 
 
 if __name__ == "__main__":
