@@ -61,7 +61,7 @@ def test_a_sum_of_charts_is_as_intermittent_as_each(rng):
 
 @pytest.mark.parametrize("low", [100, 150, 200, 300])
 def test_steep_patterns_vary_between_charts_as_inside(low):
-    """Above any multipole, of T's power law; without the factor windows have moved 3 % more there.
+    """Above any multipole, of T's power law; without the factor windows have moved 2 % more there.
 
     The mean over all random fields, of two charts that meet along a line.
     """
@@ -87,7 +87,7 @@ def test_steep_patterns_vary_between_charts_as_inside(low):
         ratios.append(
             variance[share < 0.75].mean() / variance[(share > 0.99) & (abs(x) < 0.4)].mean()
         )
-    assert ratios[0] == pytest.approx(1.03, abs=0.01)
+    assert ratios[0] == pytest.approx(1.022, abs=0.01)
     assert ratios[1] == pytest.approx(1, abs=0.01)
 
 
@@ -101,8 +101,8 @@ def test_gains_leave_the_variance_of_any_field(rng):
     gains = gains_of(*local_energy(fields, GROUPS), half, places)[[0, 1, 1]]
     view = View(np.arange(len(places)), half, places, np.tile([1.0, 0.0], (len(places), 1)))
     (values,) = Tiling().evaluate(view, [fields])
-    # The bright spots have the largest, 1 over the weight.
-    assert gains.max() == pytest.approx(np.sqrt(2))
+    # The bright spots have the largest, 1.1 over the weight.
+    assert gains.max() == pytest.approx(1.1 * np.sqrt(2))
     before, after = (np.mean(each**2, axis=1) for each in (values, gains * values))
     np.testing.assert_allclose(after, before, rtol=0.1)
 
@@ -112,7 +112,7 @@ def test_blended_fields_have_weights_and_gains(rng):
     fields = intermittent(rng, 1.0)[1:]
     energy = local_energy(fields, (slice(0, 1), slice(1, 2)))
     window = Tiling().window_on(3, SIZE)
-    found = blended(fields, energy, window)
+    found = blended(fields, energy, window, window)
     assert np.all(found[:, window == 0] == 0)
     np.testing.assert_array_equal(found[:, window == 1], fields[:, window == 1])
     rows, columns = np.nonzero((window > 0.3) & (window < 0.9))

@@ -116,8 +116,8 @@ def test_values_are_the_templates(ground, template, tile):
 
 
 def spline_back(coefficients: np.ndarray) -> np.ndarray:
-    """Values of a spline with mirrored ends, at its knots."""
-    padded = np.pad(coefficients, 1, mode="reflect")
+    """Values of a spline that goes on straight at its ends, at its knots."""
+    padded = np.pad(coefficients, 1, mode="reflect", reflect_type="odd")
     rows = (padded[:-2] + 4 * padded[1:-1] + padded[2:]) / 6
     return (rows[:, :-2] + 4 * rows[:, 1:-1] + rows[:, 2:]) / 6
 

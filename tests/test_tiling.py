@@ -8,11 +8,11 @@ import numba
 import numpy as np
 import pytest
 import scipy.fft
-import scipy.ndimage
 from astropy.wcs import WCS
 from scipy.spatial.transform import Rotation
 
-from pysm_vae.sky.tiling import CELL, CELLS, CHUNK, MAX_OVERLAP, OVERLAP, Tiling, axis
+from pysm_vae.sky import largescales
+from pysm_vae.sky.tiling import CELL, CELLS, CHUNK, OVERLAP, Tiling, axis
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def raw_windows(tiling: Tiling, vectors: np.ndarray) -> np.ndarray:
 
 
 def spline(fields: np.ndarray) -> np.ndarray:
-    return np.stack([scipy.ndimage.spline_filter(field, mode="mirror") for field in fields])
+    return np.stack([largescales.spline(field) for field in fields])
 
 
 def sample(
@@ -202,7 +202,7 @@ def test_places_are_the_inverse(tiling):
 # Windows
 
 
-@pytest.mark.parametrize("overlap", [0.3, OVERLAP, MAX_OVERLAP])
+@pytest.mark.parametrize("overlap", [0.3, 1.5, OVERLAP])
 def test_windows_agree_with_all_charts(rng, overlap):
     """Against every chart of the sphere: nothing of weight is missed."""
     tiling = Tiling(overlap)
@@ -249,7 +249,7 @@ def test_windows_are_smooth(rng):
     assert met == 3
 
 
-@pytest.mark.parametrize("overlap", [0.3, OVERLAP, MAX_OVERLAP])
+@pytest.mark.parametrize("overlap", [0.3, 1.5, OVERLAP])
 def test_windows_end_within_the_radius_and_the_chart(overlap):
     tiling = Tiling(overlap)
     nside = 1024
@@ -292,9 +292,9 @@ def test_windows_on_the_charts_own_grids(tiling, tile):
     np.testing.assert_allclose(tiling.window_on(tile, 90), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("overlap", [0, -1, MAX_OVERLAP + 0.01, np.nan, np.inf])
+@pytest.mark.parametrize("overlap", [0, -1, OVERLAP + 0.01, np.nan, np.inf])
 def test_bad_overlap(overlap):
-    with pytest.raises(ValueError, match=r"overlap must be above 0 and at most 3\.0 degrees"):
+    with pytest.raises(ValueError, match=r"overlap must be above 0 and at most 2\.9 degrees"):
         Tiling(overlap)
 
 

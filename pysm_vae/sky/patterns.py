@@ -211,9 +211,11 @@ class Patterns(ABC):
         splines, numbers = local_energy(patterns, [*self.groups, *each])
         shared = len(self.groups)
         if each:
-            window = self._narrower.window_on(tile, len(patterns[0]))
+            window, chart = (
+                tiling.window_on(tile, len(patterns[0])) for tiling in (self._narrower, self.tiling)
+            )
             own = Energy(splines[shared:], numbers[shared:])
-            scalars = blended(patterns[self.turned], own, window)
+            scalars = blended(patterns[self.turned], own, window, chart)
             patterns[self.turned] = self._plane.turned(scalars)
         return Layers(patterns, fine, Energy(splines[:shared], numbers[:shared]))
 

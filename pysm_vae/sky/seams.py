@@ -6,21 +6,28 @@ it in the middle. Dust is intermittent because its local energy is: about log-no
 own. So each chart is made *more* intermittent before the sum, by a power of its local energy e,
 
 .. math:: x \to x\,(e/\hat e)^{\gamma/2}, \qquad
-          (1+\gamma)^2 = 1 + \frac{1}{s^2}\ln\frac{3 + \kappa/\sum w^4}{3 + \kappa}.
+          (1+\gamma)^2 = 1 + \frac{1}{s^2}\ln\frac{3 + \kappa/D}{3 + \kappa}.
 
 To a Gaussian field under a log-normal energy, with :math:`s^2` the variance of :math:`\ln e`, that
-gives a kurtosis of :math:`\kappa/\sum w^4`, and to the sum one of :math:`\kappa`; the variance
-stays as it was with :math:`\ln\hat e = \overline{\ln e} + (2+\gamma)s^2/2`. Patterns are not quite
-that, so in :math:`\hat e` :math:`s^2` is what keeps the variance on the chart where
-:math:`\sum w^4 = 1/2`. No factor is more than :math:`1/w`: no structure gets brighter than it would
-be within a chart. Where three charts meet, it is as if there were two.
+gives a kurtosis of :math:`\kappa/D`, and with :math:`D = \sum w^4` to the sum one of
+:math:`\kappa`; the variance stays as it was with
+:math:`\ln\hat e = \overline{\ln e} + (2+\gamma)s^2/2`. Patterns are not quite that. Of two
+charts :math:`\sum w^4 = 1 - 2y^2` with :math:`y = w\sqrt{1-w^2}`, half as much at most; what gives
+patterns their kurtosis above :math:`\ell = 100` to 200 is
+
+.. math:: D = 1 - 0.2\,y - 1.32\,y^2 ,
+
+less in the middle, and more on the sides, where waves that reach into the other chart lose their
+phase. In :math:`\hat e`, :math:`s^2` is what keeps the variance on the chart where
+:math:`w^2 = 1/2`. No factor is more than :math:`1.1/w`: no structure gets brighter, by more than a
+tenth, than it would be within a chart. Where three charts meet, it is as if there were two.
 
 E and B are multiplied as they are, scalars, on the chart's grid, before they are turned into Q and
-U. Were it done after, windows, which vary over 2.4°, would turn a twentieth of E into B. What is
-turned reaches beyond its window; so those of E and B are narrower, and Q and U fade to zero
-(:func:`seam_fade`) where the chart ends. What finer grids add, above :math:`\ell \approx 570`, is
-turned block by block, and gets weights, and gains that it shares, as Q and U: at such scales a
-window is nearly constant.
+U. Were it done after, windows, which vary over 2.9°, would turn some of E into B. What is turned
+reaches beyond its window; so those of E and B are narrower, and Q and U fade to zero
+(:func:`seam_fade`) where the chart ends. (Of D, the second term is of the chart's weight, the third
+of theirs.) What finer grids add, above :math:`\ell \approx 570`, is turned block by block, and gets
+weights, and gains that it shares, as Q and U: at such scales a window is nearly constant.
 
 Windows also move power from scales as large as they are to smaller ones, and T's large scales have
 more to give than E's and B's: between charts T would vary too much above the split
@@ -53,9 +60,16 @@ _EDGE = 1 / 8
 _STEPS = 4
 #: Share of T's variance above ℓ = 100 to 300 that windows have moved there, where two weights are
 #: equal: of random fields with T's slope, and nothing that the template has.
-MOVED = 0.03
+MOVED = 0.025
 #: Overlap of the windows of E and B over that of the charts.
-NARROWER = 2 / 3
+NARROWER = 0.55
+# What dilutes the kurtosis of patterns in a sum: factors of y of the chart's window, and of y² of
+# their own; see above. Measured on pairs of charts along straight lines.
+_DILUTION = (0.2, 1.32)
+# Of two equal weights, y is 1/2.
+_MOST_DILUTED = 1 - 0.5 * _DILUTION[0] - 0.25 * _DILUTION[1]
+# No structure gets brighter by more than this factor.
+_BRIGHTER = 1.1
 # A chart's weight where that of its E and B ends, between two charts.
 _LEFT = 1 - smooth_step.py_func(NARROWER)
 _FADE = _LEFT / math.hypot(1, _LEFT)
@@ -124,14 +138,14 @@ def _numbers(
     if not power.all():
         return mean, variance, variance, 0.0
     kurtosis = max(np.mean((squares / power) ** 2) - 3, 0.0)
-    stretch = _stretch(kurtosis, 0.5, variance)
+    stretch = _stretch(kurtosis, _MOST_DILUTED, variance)
     if not stretch > 0:
         return mean, variance, variance, 0.0
     factors = np.exp(_exponent(stretch) * (logs - mean))
     grown = 0.0
     for _ in range(_STEPS):
-        # Of equal weights, 1/w is the root of 2.
-        held = np.minimum(factors * math.exp(-grown), 2.0)
+        # Of equal weights, 1/w² is 2.
+        held = np.minimum(factors * math.exp(-grown), 2 * _BRIGHTER**2)
         grown += math.log(np.mean(means * held) / means.mean())
     return mean, variance, 2 * grown / stretch, kurtosis
 
@@ -144,7 +158,7 @@ def _inner(field: np.ndarray) -> np.ndarray:
 def gains_of(
     splines: np.ndarray, numbers: np.ndarray, weights: np.ndarray, places: np.ndarray
 ) -> np.ndarray:
-    """Factors on a chart's patterns at places.
+    """Factors on a chart's patterns at places, of those that have the chart's own weights.
 
     Parameters
     ----------
@@ -167,10 +181,12 @@ def gains_of(
 @numba.njit(cache=True, error_model="numpy")
 def _gains(splines, numbers, weights, places, gains):
     for p in range(len(places)):
-        seam_gains(splines, numbers, weights[p], places[p], gains[p])
+        seam_gains(splines, numbers, weights[p], weights[p], places[p], gains[p])
 
 
-def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarray:
+def blended(
+    fields: np.ndarray, energy: Energy, window: np.ndarray, chart: np.ndarray
+) -> np.ndarray:
     """Scalar patterns of a chart with its weights and gains.
 
     Parameters
@@ -179,8 +195,8 @@ def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarra
         Spline coefficients on the chart's grid, finer than anything that windows do.
     energy : Energy
         Of each of them.
-    window : float32 array, shape (size, size)
-        The chart's weights there.
+    window, chart : float32 array, each (size, size)
+        Their weights there, and the chart's: no narrower.
 
     Returns
     -------
@@ -188,12 +204,12 @@ def blended(fields: np.ndarray, energy: Energy, window: np.ndarray) -> np.ndarra
         Spline coefficients.
     """
     found = np.empty_like(fields)
-    _blend(fields, *energy, window, axis(fields.shape[-1]), found)
+    _blend(fields, *energy, window, chart, axis(fields.shape[-1]), found)
     return found
 
 
 @numba.njit(cache=True, error_model="numpy", parallel=True)
-def _blend(fields, splines, numbers, window, coordinates, found):
+def _blend(fields, splines, numbers, window, chart, coordinates, found):
     # Element by element: what acts on whole rows takes seconds to compile.
     number, size, _ = fields.shape
     for i in numba.prange(size):
@@ -203,9 +219,9 @@ def _blend(fields, splines, numbers, window, coordinates, found):
             weight = window[i, j]
             for f in range(number):
                 found[f, i, j] = weight * fields[f, i, j]
-            if 0.0 < weight < 1.0:
+            if weight > 0.0 and chart[i, j] < 1.0:
                 place[0] = coordinates[j]
-                seam_gains(splines, numbers, float(weight), place, gains)
+                seam_gains(splines, numbers, float(weight), float(chart[i, j]), place, gains)
                 for f in range(number):
                     found[f, i, j] *= gains[f]
 
@@ -216,7 +232,14 @@ def seam_fade(weight):
 
     1 where E and B have weight, and smoothly to zero where the chart ends. Of one or of many.
     """
-    return smooth_step(np.minimum(weight / _FADE, 1.0))
+    # Where a chart ends its weight goes as the cube of the distance.
+    return smooth_step(np.cbrt(np.minimum(weight / _FADE, 1.0)))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _other(weight):
+    """A weight times the other chart's, if there are two. Of one or of many."""
+    return weight * np.sqrt(np.maximum(1.0 - weight * weight, 0.0))
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -225,8 +248,7 @@ def steep_gain(weight):
 
     Of one or of many. What finer grids add is too far above to get any.
     """
-    share = weight * weight
-    return 1.0 - 2.0 * MOVED * share * (1.0 - share)
+    return 1.0 - MOVED * _other(weight)
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -241,18 +263,18 @@ def _exponent(stretch):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def seam_gains(splines, numbers, weight, place, gains):
+def seam_gains(splines, numbers, weight, chart, place, gains):
     """Fill ``gains`` with the factor on each group's patterns at one place; for compiled code.
 
-    ``splines`` and ``numbers`` are an `Energy`, ``place`` has shape (2,), ``gains`` (groups,).
+    ``splines`` and ``numbers`` are an `Energy`, ``weight`` is that of the patterns, above 0, and
+    ``chart`` the chart's, ``place`` has shape (2,), ``gains`` (groups,).
     """
-    if weight == 1.0:
+    if chart == 1.0:
         for g in range(len(gains)):
             gains[g] = 1.0
         return
     # As if no more than two charts met.
-    power = weight * weight
-    diluted = power * power + (1.0 - power) * (1.0 - power)
+    diluted = 1.0 - _DILUTION[0] * _other(chart) - _DILUTION[1] * _other(weight) ** 2
     spline_values_at(splines, place, gains)
     for g in range(len(gains)):
         mean, variance, counted, kurtosis = numbers[g]
@@ -261,5 +283,4 @@ def seam_gains(splines, numbers, weight, place, gains):
             continue
         stretch = _stretch(kurtosis, diluted, variance)
         above = _exponent(stretch) * (math.log(gains[g]) - mean)
-        # No structure gets brighter than it would be within a chart.
-        gains[g] = min(math.exp(0.5 * (above - 0.5 * stretch * counted)), 1.0 / weight)
+        gains[g] = min(math.exp(0.5 * (above - 0.5 * stretch * counted)), _BRIGHTER / weight)

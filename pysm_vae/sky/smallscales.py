@@ -100,9 +100,11 @@ class SmallScales(Patterns):
             layers = self.layers(tile, view.places)
             offset = spline(self._offset(tile, layers.coarse[0]))[None]
         else:
-            offset, nothing = np.zeros((1, CELLS, CELLS)), np.zeros((3, CELLS, CELLS), np.float32)
+            # At the ends of the windows a spline needs a pixel that a grid of cells has not.
+            size = 2 * CELLS
+            offset, nothing = np.zeros((1, size, size)), np.zeros((3, size, size), np.float32)
             # A kurtosis of zero: no gains.
-            energy = Energy(np.ones((2, CELLS, CELLS)), np.zeros((2, 4)))
+            energy = Energy(np.ones((2, size, size)), np.zeros((2, 4)))
             layers = Layers(nothing, nothing[:, :0, :0], energy)
         large = self.ground.large.splines[tile], offset
         patterns = layers.coarse, layers.fine, *layers.energy
@@ -135,7 +137,7 @@ def _lay(
             spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], finer)
-            seam_gains(energies, numbers, weights[p], places[p], gains)
+            seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
             share = weights[p] * weights[p]
             crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
             factor = weights[p] * crowding

@@ -52,12 +52,11 @@ import numpy as np
 #: Side of a cell in radians, at the centre of a chart: with 16 pixels a cell, the patterns of
 #: nside 512 end where the chart's grid does (see :mod:`pysm_vae.sky.planes`).
 CELL = 0.03344
-#: Cells along the side of a chart. The windows need 42.4; the rest keeps the edges' effects away.
+#: Cells along the side of a chart. The windows need 43.0; the rest keeps the edges' effects away.
 CELLS = 45
-#: Default overlap in degrees.
-OVERLAP = 2.4
-#: The widest overlap, for which the chart still holds every window with a cell to spare.
-MAX_OVERLAP = 3.0
+#: Default overlap in degrees, and the widest: the chart still holds every window with a cell to
+#: spare on each side.
+OVERLAP = 2.9
 #: Pixels worked on at a time: bounds the memory used beside the output.
 CHUNK = 1 << 17
 #: Pixels a thread takes at a time.
@@ -325,9 +324,9 @@ class Tiling:
     """
 
     def __init__(self, overlap: float = OVERLAP) -> None:
-        if not 0 < overlap <= MAX_OVERLAP:
+        if not 0 < overlap <= OVERLAP:
             raise ValueError(
-                f"overlap must be above 0 and at most {MAX_OVERLAP} degrees, not {overlap}"
+                f"overlap must be above 0 and at most {OVERLAP} degrees, not {overlap}"
             )
         self.overlap = float(overlap)
         self.centres, self.easts, self.norths = _axes()
