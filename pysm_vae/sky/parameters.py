@@ -167,6 +167,6 @@ def _lay(coarse, fine, energies, numbers, weights, places, where, maps):
             spline_values_at(coarse, places[p], small)
             if fine.shape[1] > 0:
                 spline_values_at(fine, places[p], finer)
-            seam_gains(energies, numbers, weights[p], places[p], gains)
+            seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
             for k in range(number):
                 maps[k, where[p]] += weights[p] * gains[k] * (small[k] + finer[k])
