@@ -408,8 +408,7 @@ def refine_operations(
     from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
 
     def refine(coarse: Any, latents: Any) -> Any:
-        environment = tf.zeros(shape[0])
-        return generator.network.refine(coarse, latents, environment, level, margin)
+        return generator.network.refine(coarse, latents, generator.diffuse, level, margin)
 
     specs = [tf.TensorSpec(shape), tf.TensorSpec((*shape, generator.network.latents))]
     graph = plain_graph(refine, specs).get_concrete_function().graph

@@ -671,6 +671,20 @@ def test_refine_is_local(lively, rng, level):
         np.testing.assert_allclose(part, inside, atol=1e-5)
 
 
+@pytest.mark.parametrize("level", [0, 1, 2, 5])
+def test_one_environment_for_all_is_that_of_each(lively, rng, level):
+    coarse = rng.standard_normal((2, 20, 24)).astype(np.float32)
+    latents = rng.standard_normal((2, 20, 24, 6)).astype(np.float32)
+    found = {}
+    for environment in (0.0, 0.7):
+        each = np.full(2, environment, np.float32)
+        found[environment] = np.asarray(lively.refine(coarse, latents, environment, level))
+        expected = np.asarray(lively.refine(coarse, latents, each, level))
+        tolerance = 2e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(found[environment], expected, rtol=0, atol=tolerance)
+    assert np.abs(found[0.7] - found[0.0]).max() > 0.01
+
+
 def test_refine_reaches_no_further_than_it_says(lively, rng):
     reach, middle = lively.REACH, 20
     coarse = rng.standard_normal((1, 41, 41)).astype(np.float32)

@@ -407,13 +407,10 @@ class Generator:
     def _refining(self, level: int, margin: int) -> Any:
         key = ("refine", level, margin)
         if key not in self._functions:
-            import tensorflow as tf
-
             network = self.network
 
             def refine(coarse: Any, latents: Any) -> Any:
-                environment = tf.fill(tf.shape(coarse)[:1], self.diffuse)
-                return network.refine(coarse, latents, environment, level, margin)
+                return network.refine(coarse, latents, self.diffuse, level, margin)
 
             self._functions[key] = plain_graph(refine)
         return self._functions[key]
