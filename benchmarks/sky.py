@@ -47,6 +47,7 @@ from pysm_vae.files import writable_folder
 from pysm_vae.sky.planes import Plane
 from pysm_vae.sky.templates import load_template
 from pysm_vae.sky.tiling import Tiling
+from pysm_vae.threads import threads
 from pysm_vae.vae.generator import plain_graph
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ LARGE_SCALES, MODULATION, SMALL_SCALES = 1024, 768, 16384
 PLANE_NSIDE = 2048
 # Calls of one measurement are repeated until they have taken so long together.
 _ENOUGH = 60.0
+# A profile sees what its own thread does, and no other.
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"
+)
 FIRST_MAP = (
     "import pysm3, pysm3.units as u, pysm_vae\n"
     'pysm3.Sky(nside=128, preset_strings=["vae0"]).get_emission(353 * u.GHz)'
@@ -288,8 +293,7 @@ def stages(profiled: pstats.Stats) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds by stage, and by the package's functions, of which the twenty longest.
 
     A function's time is its own and that of the libraries that it calls; a library function that
-    several call is shared out by how long it took for each. What other threads do is seen only as
-    the time that is spent waiting for it.
+    several call is shared out by how long it took for each.
     """
     entries = profiled.stats  # type: ignore[attr-defined]
     names = list(entries)
@@ -418,16 +422,16 @@ def refine_operations(
 
 
 def rates() -> dict[str, Any]:
-    """What the machine can do a second, on all threads: bytes, multiply-adds, exponentials."""
+    """What the machine can do a second, on one thread: bytes, multiply-adds, exponentials."""
 
-    @numba.njit(parallel=True)
+    @numba.njit
     def copy(source: np.ndarray, target: np.ndarray) -> None:
-        for i in numba.prange(source.size):
+        for i in range(source.size):
             target[i] = source[i]
 
-    @numba.njit(parallel=True)
+    @numba.njit
     def exponentials(source: np.ndarray, target: np.ndarray) -> None:
-        for i in numba.prange(source.size):
+        for i in range(source.size):
             target[i] = np.exp(source[i])
 
     large = np.linspace(-1, 1, 1 << 25)
@@ -467,6 +471,7 @@ def fresh(task: Callable[..., Any], **options: Any) -> Any:
         result = Path(work) / "result.json"
         done = subprocess.run(
             [sys.executable, "-c", code, task.__name__, json.dumps(options), str(result)],
+            env=os.environ | (ONE_THREAD if task in (profile, rates) else {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -568,7 +573,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "numba threads": numba.get_num_threads(),
+        "threads": threads(),
         "environment": {k: v for k, v in os.environ.items() if k.endswith("_THREADS")},
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
@@ -632,7 +637,7 @@ def tables(report: dict[str, Any]) -> list[Table]:
     for nside, skies in report["skies"].items():
         if "stages" not in skies.get("profile", {}):
             continue
-        profiled = Table(title=f"Where a draw of nside {nside} spends its time")
+        profiled = Table(title=f"Where a draw of nside {nside} on one thread spends its time")
         for column in ("stage", "s", "share", "floor s", "GB moved", "10⁹ operations"):
             profiled.add_column(column)
         found = dict(skies["profile"]["stages"])

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import ducc0
 import healpy as hp
-import numba
 import numpy as np
+
+from pysm_vae.threads import cores
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -74,23 +75,18 @@ def world() -> Comm | None:
 def share_cores(comm: Comm) -> None:
     """Let the ranks on one machine use as many threads together as there are cores for them.
 
-    Otherwise each would start as many as there are cores. Settings in the environment come first
-    (``NUMBA_NUM_THREADS``, ``OMP_NUM_THREADS``). It has to be called before TensorFlow is imported.
-    Maps do not depend on the number of threads.
+    Otherwise each would start as many as there are cores. ``OMP_NUM_THREADS`` in the environment
+    comes first. It has to be called before TensorFlow is imported. Maps do not depend on the number
+    of threads.
     """
     from mpi4py import MPI
 
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    if hasattr(os, "sched_getaffinity"):
-        cores = os.sched_getaffinity(0)
-    else:
-        cores = set(range(os.cpu_count() or 1))
+    own = cores()
     # Launchers may or may not have bound ranks to cores of their own.
-    rivals = sum(bool(cores & others) for others in machine.allgather(cores))
-    threads = max(1, len(cores) // rivals)
+    rivals = sum(bool(own & others) for others in machine.allgather(own))
+    threads = max(1, len(own) // rivals)
     machine.Free()
-    if "NUMBA_NUM_THREADS" not in os.environ:
-        numba.set_num_threads(min(threads, numba.get_num_threads()))
     if "OMP_NUM_THREADS" not in os.environ:
         ducc0.misc.resize_thread_pool(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -64,7 +64,7 @@ def mpiexec(ranks: int, code: str, *args: object) -> subprocess.CompletedProcess
     program = shutil.which("mpiexec", path=beside)
     if program is None or importlib.util.find_spec("mpi4py") is None:
         pytest.skip("needs mpi4py and an mpiexec: pip install mpi4py mpich")
-    threads = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
     return subprocess.run(
         [program, "-n", str(ranks), sys.executable, "-c", code, *map(str, args)],
         env={**os.environ, **dict.fromkeys(threads, "1")},

@@ -31,7 +31,7 @@ from pysm_vae.sky.largescales import (
     spline,
 )
 from pysm_vae.sky.seams import gains_of, steep_gain
-from pysm_vae.sky.smallscales import SmallScales, _lay
+from pysm_vae.sky.smallscales import SmallScales, _add
 from pysm_vae.sky.templates import SPLIT, handover, load_template
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
 from pysm_vae.vae.generator import load_generator
@@ -286,18 +286,19 @@ def test_pixels_get_what_the_ground_says(ground, t):
     layer = np.ones((1, CELLS, CELLS))
     large = layer * np.array([rough, i, q, u])[:, None, None]
     patterns = (layer * np.array([t, 0.02, 0.03])[:, None, None]).astype("f4")
-    weight, mean = 0.8, -0.1
+    # A pixel in a seam of the first chart.
+    weights = ground.tiling.window(0, np.array(hp.pix2vec(64, np.arange(20000))).T)
+    pixel = np.argmin(np.abs(weights - 0.8))
+    vector, weight, mean = np.array([hp.pix2vec(64, pixel)]), weights[pixel], -0.1
     fine = (layer * np.array([0.1, -0.01, 0.04])[:, None, None]).astype("f4")
     energy = np.tile(layer, (2, 1, 1)), np.array([[0.5, 1.2, 1.3, 2.0], [-0.3, 0.4, 0.6, 1.5]])
-    pixel = np.array([weight]), np.zeros((1, 2))
-    gains = gains_of(*energy, *pixel)[:, 0]
+    gains = gains_of(*energy, np.array([weight]), np.zeros((1, 2)))[:, 0]
     assert np.all(np.abs(gains - 1) > 0.02)
     maps = np.zeros((3, 1), "f4")
-    _lay(
+    _add(
+        *(vector, 0, *ground.tiling.geometry),
         *(large, mean * layer, patterns, fine, *energy),
-        *(ground.crowded, ground.polarisation),
-        *(*pixel, np.array([[1.0, 0.0]]), np.array([0])),
-        maps,
+        *(ground.crowded, ground.polarisation, np.array([0]), maps),
     )
     crowding = ground.crowding(i)
     modulation, finer_weight = crowding * ground.modulation(q, u), weight * gains[1]
@@ -308,6 +309,8 @@ def test_pixels_get_what_the_ground_says(ground, t):
         weight**2 * q + modulation * (0.02 - finer_weight * 0.01),
         weight**2 * u + modulation * (0.03 + finer_weight * 0.04),
     ]
+    cosine, sine = ground.tiling.turns(0, vector)[:, 0]
+    want[1:] = [cosine * want[1] - sine * want[2], sine * want[1] + cosine * want[2]]
     np.testing.assert_allclose(maps[:, 0], want, rtol=1e-5)
 
 
@@ -422,6 +425,12 @@ def test_no_amplitude_is_no_small_scales(template, large_scales):
     assert not none.ground.levels.any()
     error = none.draw() - large_scales
     assert (error.std(axis=1) < 1e-3 * large_scales.std(axis=1)).all()
+
+
+@pytest.mark.parametrize("threads", ["1", "5"])
+def test_skies_do_not_depend_on_threads(threads, small, drawn, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    np.testing.assert_array_equal(small.draw(), drawn[0])
 
 
 def test_a_partial_sky_has_the_full_ones_bits(small, drawn):

@@ -40,14 +40,14 @@ def describe_installation() -> str:
     from pysm_vae.files import data_path
     from pysm_vae.kept import kept_folder
     from pysm_vae.registration import presets
+    from pysm_vae.threads import cores
     from pysm_vae.vae.download import DATASETS
     from pysm_vae.vae.generator import DEFAULT_WEIGHTS, SHIPPED_WEIGHTS, load_generator
 
     lines = ["versions: " + ", ".join(f"{p} {version(p)}" for p in _PACKAGES)]
     lines.append(f"Python {platform.python_version()} on {platform.platform()}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    lines.append(f"cores: {cores}; OMP_NUM_THREADS: {threads}")
+    limit = os.environ.get("OMP_NUM_THREADS", "not set")
+    lines.append(f"cores: {len(cores())}; OMP_NUM_THREADS: {limit}")
     lines.append(f"package: {Path(__file__).resolve().parents[1]}")
     lines.append(f"shipped data: {data_path('template.npz').parent}")
     lines.append(f"PYSM_LOCAL_DATA: {os.environ.get('PYSM_LOCAL_DATA', 'not set')}")

@@ -216,7 +216,8 @@ class Ground:
             "T": plane.filter(power[0] / self.excess(plane.ell), for_template),
             "E": plane.filter((1 - shared**2) * power[1], drawn),
             "B": plane.filter(power[2], drawn),
-            "TE": np.sign(shared) * plane.filter(shared**2 * power[1], for_template),
+            "TE": np.sign(shared).astype(np.float32)
+            * plane.filter(shared**2 * power[1], for_template),
         }
 
     def waves(self, plane: Plane, filters: dict[str, np.ndarray], fields: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ make frequencies decorrelate. What is drawn has unit variance over all scales, w
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -20,7 +21,7 @@ from pysm_vae.sky.planes import Plane, Spectra
 from pysm_vae.sky.seams import seam_gains
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import SPLIT, handover
-from pysm_vae.sky.tiling import BLOCK, Tiling, spline_values_at
+from pysm_vae.sky.tiling import Tiling, see, spline_values_at
 from pysm_vae.vae.generator import Generator
 
 #: Fluctuations beyond the first number of standard deviations saturate, and end at the second.
@@ -95,12 +96,19 @@ class ParameterScales(Patterns):
     ) -> np.ndarray:
         return filters["both"] * plane.waves(fields)
 
-    def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
-        view = self.tiling.locate(tile, self.nside, pixels)
-        if len(view.where):
-            layers = self.layers(tile, view.places)
-            patterns = layers.coarse, layers.fine, *layers.energy
-            _lay(*patterns, view.weights, view.places, where[view.where], maps)
+    def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
+        layers = self.layers(tile, places)
+        return layers.coarse, layers.fine, *layers.energy
+
+    def _add(
+        self,
+        vectors: np.ndarray,
+        geometry: tuple[Any, ...],
+        chart: Any,
+        where: np.ndarray,
+        maps: np.ndarray,
+    ) -> None:
+        _add(*(vectors, *geometry, *chart, where, maps))
 
 
 def bounded(fluctuations: np.ndarray) -> np.ndarray:
@@ -157,16 +165,21 @@ def _missing(ell: np.ndarray, split: tuple[float, float]) -> np.ndarray:
     return 1 - handover(ell, *split) ** 2
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _lay(coarse, fine, energies, numbers, weights, places, where, maps):
-    """Add one chart's scalar fields at the pixels of a view."""
-    npix, number = places.shape[0], coarse.shape[0]
-    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        small, finer, gains = np.empty(number), np.zeros(number), np.empty(number)
-        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            spline_values_at(coarse, places[p], small)
-            if fine.shape[1] > 0:
-                spline_values_at(fine, places[p], finer)
-            seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
-            for k in range(number):
-                maps[k, where[p]] += weights[p] * gains[k] * (small[k] + finer[k])
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _add(
+    vectors, tile, centres, easts, norths, overlap, coarse, fine, energies, numbers, where, maps
+):
+    """Add one chart's scalar fields at some points."""
+    npix, number = vectors.shape[0], coarse.shape[0]
+    weights, places, turns = np.empty(npix), np.empty((npix, 2)), np.empty((npix, 2))
+    see(vectors, tile, centres, easts, norths, overlap, weights, places, turns)
+    small, finer, gains = np.empty(number), np.zeros(number), np.empty(number)
+    for p in range(npix):
+        if weights[p] == 0.0:
+            continue
+        spline_values_at(coarse, places[p], small)
+        if fine.shape[1] > 0:
+            spline_values_at(fine, places[p], finer)
+        seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
+        for k in range(number):
+            maps[k, where[p]] += weights[p] * gains[k] * (small[k] + finer[k])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import healpy as hp
 import numpy as np
@@ -27,7 +27,8 @@ from pysm_vae.sky.seams import (
     seam_fade,
     steep_gain,
 )
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, local_scale, occupied
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, directions, local_scale, occupied
+from pysm_vae.threads import in_order, over, threads
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
 #: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
@@ -35,6 +36,12 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 BAND_LIMIT = 1.9
 #: Octaves of the finest grids, for nside 8192.
 MAX_DEPTH = 8
+# Squares a cell in which pixels are looked for.
+_SQUARES = 4
+# Charts are drawn at the same time as far as they fit in so many bytes; each takes some copies of
+# its finest grid.
+_CHARTS_MEMORY = 1_500_000_000
+_COPIES = 6
 
 
 class Layers(NamedTuple):
@@ -148,11 +155,38 @@ class Patterns(ABC):
         if pixels is not None:
             charts = [(tile, where) for tile, where in charts if len(where)]
             total = len(charts)
-        for number, (tile, where) in enumerate(charts, start=1):
-            self._add(maps, tile, where, where if pixels is None else pixels[where])
+
+        def drawn(chart: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Any]:
+            tile, where = chart
+            if pixels is None:
+                return tile, where, self._chart(tile)
+            places = self.tiling.locate(tile, self.nside, pixels[where]).places
+            return tile, where, self._chart(tile, places) if len(places) else None
+
+        together = min(threads(), max(1, _CHARTS_MEMORY // self._chart_memory()))
+        done = in_order(drawn, charts, together)
+        for number, (tile, where, chart) in enumerate(done, start=1):
+            if chart is not None:
+                self._lay(tile, chart, where, where if pixels is None else pixels[where], maps)
             if progress is not None:
                 progress(number, total)
         return maps
+
+    def _lay(
+        self, tile: int, chart: Any, where: np.ndarray, pixels: np.ndarray, maps: np.ndarray
+    ) -> None:
+        """Add one chart's share to the maps at some places, which are those of these pixels."""
+        geometry = tile, *self.tiling.geometry
+
+        def part(start: int, stop: int) -> None:
+            vectors = directions(self.nside, pixels[start:stop])
+            self._add(vectors, geometry, chart, where[start:stop], maps)
+
+        over(len(where), part)
+
+    def _chart_memory(self) -> int:
+        """Bytes that drawing one chart takes, about."""
+        return _COPIES * 4 * len(self.fields) * (CELLS << self.depth) ** 2
 
     @abstractmethod
     def _filters_of(self, plane: Plane) -> dict[str, np.ndarray]:
@@ -165,8 +199,19 @@ class Patterns(ABC):
         """Waves of the patterns that filters make of fields, (fields, size, size // 2 + 1)."""
 
     @abstractmethod
-    def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
-        """Add one chart's share to the maps at some places."""
+    def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
+        """What is laid of one chart: see :meth:`layers`."""
+
+    @abstractmethod
+    def _add(
+        self,
+        vectors: np.ndarray,
+        geometry: tuple[Any, ...],
+        chart: Any,
+        where: np.ndarray,
+        maps: np.ndarray,
+    ) -> None:
+        """Add one chart's share to the maps at some places, of which these are the directions."""
 
     def _canvas(self, tile: int) -> Canvas:
         """What draws the fields of one chart."""
@@ -177,15 +222,15 @@ class Patterns(ABC):
         del tile
         return fields
 
-    def layers(self, tile: int, places: np.ndarray) -> Layers:
+    def layers(self, tile: int, places: np.ndarray | None = None) -> Layers:
         """Draw the patterns of one chart.
 
         Parameters
         ----------
         tile : int
             Number of the chart.
-        places : ndarray, shape (n, 2)
-            Where on the chart they are wanted, radians.
+        places : ndarray, shape (n, 2), optional
+            Where on the chart they are wanted, radians; by default wherever it has weight.
 
         Returns
         -------
@@ -195,9 +240,12 @@ class Patterns(ABC):
         if not self.generator.conditional:
             coarse = mosaic(self.generator, tile, self.seed, self.fields)
         else:
-            blocks = _blocks(places)
-            # Whatever a block's filters see is drawn, so that it is the same for any set of pixels.
-            octaves = self._canvas(tile).draw(depth, self.depth, _cells(blocks))
+            blocks = wanted = None
+            if self.depth > depth:
+                blocks = self._blocks(tile, places)
+                # Whatever a block's filters see is drawn, so that it is the same for any pixels.
+                wanted = _cells(blocks)
+            octaves = self._canvas(tile).draw(depth, self.depth, wanted)
             for number, finest in enumerate(octaves, start=1):
                 if number == depth:
                     coarse = finest
@@ -248,6 +296,19 @@ class Patterns(ABC):
         values[~plain] += seam_fade(view.weights) * coarse[~plain]
         return values
 
+    def _blocks(self, tile: int, places: np.ndarray | None) -> np.ndarray:
+        """Blocks of a fine grid in which, or right beside which, patterns are wanted."""
+        # The spline needs two pixels more; a square is at least that.
+        size = _SQUARES * CELLS
+        if places is None:
+            wanted = self.tiling.window_on(tile, size) > 0
+            # Where a window has weight at all it has some in the middle of the square or the next.
+            near = scipy.ndimage.binary_dilation(wanted, np.ones((5, 5)))
+        else:
+            near = scipy.ndimage.binary_dilation(occupied(places, size), np.ones((3, 3)))
+        number = CELLS // BLOCK_CELLS
+        return near.reshape(number, size // number, number, size // number).any(axis=(1, 3))
+
     def _fine_patterns(self, fields: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """What a fine grid adds to the patterns, in some blocks of a chart."""
         size = fields.shape[1]
@@ -287,15 +348,6 @@ class Patterns(ABC):
 def _band_limit(depth: int) -> float:
     """Multipole up to which a grid keeps spectra."""
     return CUT[0] * np.pi * 2**depth / (CELL * MEAN_SCALE)
-
-
-def _blocks(places: np.ndarray) -> np.ndarray:
-    """Blocks of a fine grid in which, or right beside which, there are places."""
-    # The spline needs two pixels more; a quarter of a cell is at least that.
-    quarter = 4 * CELLS
-    near = scipy.ndimage.binary_dilation(occupied(places, quarter), np.ones((3, 3)))
-    number = CELLS // BLOCK_CELLS
-    return near.reshape(number, quarter // number, number, quarter // number).any(axis=(1, 3))
 
 
 def _cells(blocks: np.ndarray) -> np.ndarray:

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import scipy.fft
+import scipy.ndimage
 from scipy.special import erfc
 
 from pysm_vae.sky.tiling import CELL
-from pysm_vae.stats.spectra import fft_workers
+from pysm_vae.threads import threads
 
 #: The patterns are cut between these fractions of the grid's Nyquist frequency, where the cubic
 #: spline still interpolates to a few per cent.
@@ -129,7 +130,7 @@ class Plane:
 
     def waves(self, fields: np.ndarray) -> np.ndarray:
         """Transform of fields ``(..., size, size)`` that fall to zero at the edges."""
-        return scipy.fft.rfft2(fields * self._taper, workers=fft_workers())
+        return scipy.fft.rfft2(fields * self._taper, workers=threads())
 
     def turned(self, fields: np.ndarray) -> np.ndarray:
         """Turn E and B into Q and U.
@@ -144,11 +145,11 @@ class Plane:
         ndarray, float32, shape (2, size, size)
             Q and U, as :meth:`stokes` has them.
         """
-        return self.fields(np.stack(self.stokes(*scipy.fft.rfft2(fields, workers=fft_workers()))))
+        return self.fields(np.stack(self.stokes(*scipy.fft.rfft2(fields, workers=threads()))))
 
     def fields(self, waves: np.ndarray) -> np.ndarray:
         """Inverse of :meth:`waves`."""
-        return scipy.fft.irfft2(waves, s=(self.size, self.size), workers=fft_workers())
+        return scipy.fft.irfft2(waves, s=(self.size, self.size), workers=threads())
 
     def stokes(self, e: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Q and U on the chart of E and B with HEALPix's signs; see :mod:`pysm_vae.sky.tiling`."""
@@ -223,6 +224,7 @@ def spline_values(coefficients: np.ndarray) -> np.ndarray:
     ndarray, shape (..., size, size)
     """
     for axis in (-2, -1):
-        neighbours = np.roll(coefficients, 1, axis) + np.roll(coefficients, -1, axis)
-        coefficients = (4 * coefficients + neighbours) / 6
+        coefficients = scipy.ndimage.correlate1d(
+            coefficients, (1 / 6, 2 / 3, 1 / 6), axis, mode="wrap"
+        )
     return coefficients

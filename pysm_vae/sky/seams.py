@@ -46,6 +46,7 @@ import scipy.ndimage
 
 from pysm_vae.sky.planes import spline_values
 from pysm_vae.sky.tiling import CELLS, axis, smooth_step, spline_values_at
+from pysm_vae.threads import over
 
 #: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
 #: than a seam, and wide enough that an energy is not that of a single wave.
@@ -68,6 +69,8 @@ NARROWER = 0.55
 _DILUTION = (0.2, 1.32)
 # Of two equal weights, y is 1/2.
 _MOST_DILUTED = 1 - 0.5 * _DILUTION[0] - 0.25 * _DILUTION[1]
+# Rows of a chart that a thread takes at a time.
+_ROWS = 64
 # No structure gets brighter by more than this factor.
 _BRIGHTER = 1.1
 # A chart's weight where that of its E and B ends, between two charts.
@@ -204,15 +207,16 @@ def blended(
         Spline coefficients.
     """
     found = np.empty_like(fields)
-    _blend(fields, *energy, window, chart, axis(fields.shape[-1]), found)
+    blend = fields, *energy, window, chart, axis(fields.shape[-1]), found
+    over(fields.shape[-1], lambda start, stop: _blend(start, stop, *blend), piece=_ROWS)
     return found
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _blend(fields, splines, numbers, window, chart, coordinates, found):
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _blend(start, stop, fields, splines, numbers, window, chart, coordinates, found):
     # Element by element: what acts on whole rows takes seconds to compile.
     number, size, _ = fields.shape
-    for i in numba.prange(size):
+    for i in range(start, stop):
         place, gains = np.empty(2), np.empty(number)
         place[1] = coordinates[i]
         for j in range(size):

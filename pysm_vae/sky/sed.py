@@ -12,10 +12,12 @@ import math
 import numpy as np
 from astropy import constants as const
 from astropy import units as u
-from numba import njit, prange
+from numba import njit
 from numpy.typing import ArrayLike
 from pysm3.utils import check_freq_input, normalize_weights
 from scipy.integrate import trapezoid
+
+from pysm_vae.threads import over
 
 # h ν / (k T) = H_OVER_K · ν[GHz] / T[K]
 H_OVER_K = const.h.value * 1e9 / const.k_B.value
@@ -93,10 +95,11 @@ def emission(
     if beta.size == 1 and temperature.size == 1:
         one = np.ones((3, 1))
         factor = np.empty((3, 1))
-        _scale(one, nu, steps, ref_I, ref_P, beta, temperature, factor)
+        _scale(0, 1, one, nu, steps, ref_I, ref_P, beta, temperature, factor)
         return np.multiply(reference, factor, dtype=np.float64)
     output = np.empty((3, npix))
-    _scale(reference, nu, steps, ref_I, ref_P, beta, temperature, output)
+    scaled = reference, nu, steps, ref_I, ref_P, beta, temperature, output
+    over(npix, lambda start, stop: _scale(start, stop, *scaled))
     return output
 
 
@@ -174,15 +177,15 @@ def _parameter(value: ArrayLike, npix: int, name: str) -> np.ndarray:
     return array.reshape(-1)
 
 
-@njit(parallel=True, cache=True, fastmath=False)
-def _scale(reference, nu, steps, ref_I, ref_P, beta, temperature, output):
+@njit(cache=True, nogil=True, fastmath=False)
+def _scale(start, stop, reference, nu, steps, ref_I, ref_P, beta, temperature, output):
     # B_ν(T)/B_ref(T) = (ν/ref)³ · expm1(x_ref)/expm1(x), so the whole factor is
     # (ν/ref)^(β+1) · expm1(x_ref)/expm1(x). Polarisation differs by a factor free of ν.
     log_ratio = np.log(nu / ref_I)
     log_ref = math.log(ref_I / ref_P)
     beta_step = 1 if beta.size > 1 else 0
     temperature_step = 1 if temperature.size > 1 else 0
-    for p in prange(reference.shape[1]):
+    for p in range(start, stop):
         index = beta[p * beta_step] + 1.0
         x_per_ghz = H_OVER_K / temperature[p * temperature_step]
         at_ref_I = math.expm1(x_per_ghz * ref_I)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -20,7 +21,8 @@ from pysm_vae.sky.patterns import Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
 from pysm_vae.sky.seams import Energy, seam_fade, seam_gains, steep_gain
 from pysm_vae.sky.templates import SPLIT, Template
-from pysm_vae.sky.tiling import BLOCK, CELLS, spline_values_at
+from pysm_vae.sky.tiling import CELLS, see, spline_values_at
+from pysm_vae.threads import over
 from pysm_vae.vae.generator import Generator
 
 #: As :func:`pysm_vae.sky.ground.bounded` has it.
@@ -74,7 +76,8 @@ class SmallScales(Patterns):
     ) -> np.ndarray:
         """Draw the sky, large scales and small: i, q and u; see :meth:`Patterns.draw`."""
         maps = super().draw(pixels, progress)
-        _bound_polarisation(maps, *self.ground.most_polarised)
+        limits = self.ground.most_polarised
+        over(maps.shape[1], lambda start, stop: _bound_polarisation(start, stop, maps, *limits))
         return maps
 
     def _canvas(self, tile: int) -> Canvas:
@@ -92,12 +95,9 @@ class SmallScales(Patterns):
     ) -> np.ndarray:
         return self.ground.waves(plane, filters, fields)
 
-    def _add(self, maps: np.ndarray, tile: int, where: np.ndarray, pixels: np.ndarray) -> None:
-        view = self.tiling.locate(tile, self.nside, pixels)
-        if not len(view.where):
-            return
+    def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
         if self.ground.levels.any():
-            layers = self.layers(tile, view.places)
+            layers = self.layers(tile, places)
             offset = spline(self._offset(tile, layers.coarse[0]))[None]
         else:
             # At the ends of the windows a spline needs a pixel that a grid of cells has not.
@@ -106,10 +106,19 @@ class SmallScales(Patterns):
             # A kurtosis of zero: no gains.
             energy = Energy(np.ones((2, size, size)), np.zeros((2, 4)))
             layers = Layers(nothing, nothing[:, :0, :0], energy)
-        large = self.ground.large.splines[tile], offset
         patterns = layers.coarse, layers.fine, *layers.energy
+        return self.ground.large.splines[tile], offset, *patterns
+
+    def _add(
+        self,
+        vectors: np.ndarray,
+        geometry: tuple[Any, ...],
+        chart: Any,
+        where: np.ndarray,
+        maps: np.ndarray,
+    ) -> None:
         ground = self.ground.crowded, self.ground.polarisation
-        _lay(*large, *patterns, *ground, *view[1:], where[view.where], maps)
+        _add(*(vectors, *geometry, *chart, *ground, where, maps))
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
         """What keeps the mean intensity, of the spline coefficients of T."""
@@ -121,45 +130,51 @@ class SmallScales(Patterns):
         return self.ground.offset(spline_values(t) * np.kron(rough, np.ones((finer, finer), "f4")))
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _lay(
-    large, offset, coarse, fine, energies, numbers, crowded, polarisation,
-    weights, places, turns, where, maps,
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _add(
+    vectors, tile, centres, easts, norths, overlap,
+    large, offset, coarse, fine, energies, numbers, crowded, polarisation, where, maps,
 ):  # fmt: skip
-    """Add one chart's fields at the pixels of a view."""
-    npix = places.shape[0]
-    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        ground, mean = np.empty(4), np.empty(1)
-        small, finer, gains = np.empty(3), np.zeros(3), np.empty(2)
-        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            spline_values_at(large, places[p], ground)
-            spline_values_at(offset, places[p], mean)
-            spline_values_at(coarse, places[p], small)
-            if fine.shape[1] > 0:
-                spline_values_at(fine, places[p], finer)
-            seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
-            share = weights[p] * weights[p]
-            crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
-            factor = weights[p] * crowding
-            t = steep_gain(weights[p]) * small[0] + finer[0]
-            t *= crowding * ground[0] * gains[0]
-            if t > KNEE:
-                t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
-            polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
-            modulation = crowding * math.sqrt(0.5 * (1.0 + polarised))
-            fade, weight = seam_fade(weights[p]), weights[p] * gains[1]
-            q = share * ground[2] + modulation * (fade * small[1] + weight * finer[1])
-            u = share * ground[3] + modulation * (fade * small[2] + weight * finer[2])
-            pixel = where[p]
-            maps[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
-            maps[1, pixel] += turns[p, 0] * q - turns[p, 1] * u
-            maps[2, pixel] += turns[p, 1] * q + turns[p, 0] * u
+    """Add one chart's fields at some points."""
+    npix = vectors.shape[0]
+    weights, places, turns = np.empty(npix), np.empty((npix, 2)), np.empty((npix, 2))
+    see(vectors, tile, centres, easts, norths, overlap, weights, places, turns)
+    ground, mean = np.empty(4), np.empty(1)
+    small, finer, gains = np.empty(3), np.zeros(3), np.empty(2)
+    for p in range(npix):
+        if weights[p] == 0.0:
+            continue
+        spline_values_at(large, places[p], ground)
+        spline_values_at(offset, places[p], mean)
+        spline_values_at(coarse, places[p], small)
+        if fine.shape[1] > 0:
+            spline_values_at(fine, places[p], finer)
+        seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
+        share = weights[p] * weights[p]
+        crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
+        factor = weights[p] * crowding
+        # Both are 1 on most of the sky.
+        steep = fade = 1.0
+        if weights[p] < 1.0:
+            steep, fade = steep_gain(weights[p]), seam_fade(weights[p])
+        t = crowding * ground[0] * gains[0] * (steep * small[0] + finer[0])
+        if t > KNEE:
+            t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
+        polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
+        modulation = crowding * math.sqrt(0.5 * (1.0 + polarised))
+        weight = weights[p] * gains[1]
+        q = share * ground[2] + modulation * (fade * small[1] + weight * finer[1])
+        u = share * ground[3] + modulation * (fade * small[2] + weight * finer[2])
+        pixel = where[p]
+        maps[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
+        maps[1, pixel] += turns[p, 0] * q - turns[p, 1] * u
+        maps[2, pixel] += turns[p, 1] * q + turns[p, 0] * u
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _bound_polarisation(maps, knee, end):
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _bound_polarisation(start, stop, maps, knee, end):
     """Hold the length of (q, u) below an end, from a knee on."""
-    for n in numba.prange(maps.shape[1]):
+    for n in range(start, stop):
         q, u = float(maps[1, n]), float(maps[2, n])
         p = math.sqrt(q * q + u * u)
         if p > knee:

@@ -24,6 +24,7 @@ import pysm3.units as u
 from pysm_vae.files import data_path, file_stamp
 from pysm_vae.mapfiles import read_healpix
 from pysm_vae.sky.sed import emission
+from pysm_vae.threads import over
 
 log = logging.getLogger(__name__)
 
@@ -161,14 +162,14 @@ def from_log_pol_tens(fields: np.ndarray) -> np.ndarray:
     single = isinstance(fields, np.ndarray) and fields.dtype == np.float32
     fields = np.ascontiguousarray(fields if single else _three_rows(fields))
     maps = np.empty_like(fields)
-    _exponential(fields, maps)
+    over(fields.shape[1], lambda start, stop: _exponential(start, stop, fields, maps))
     return maps
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _exponential(fields, maps):
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _exponential(start, stop, fields, maps):
     """I, Q, U of i, q, u."""
-    for n in numba.prange(fields.shape[1]):
+    for n in range(start, stop):
         q, u = float(fields[1, n]), float(fields[2, n])
         p = math.sqrt(q * q + u * u)
         scale = math.exp(float(fields[0, n]))

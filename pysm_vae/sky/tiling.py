@@ -49,6 +49,8 @@ import healpy as hp
 import numba
 import numpy as np
 
+from pysm_vae.threads import over
+
 #: Side of a cell in radians, at the centre of a chart: with 16 pixels a cell, the patterns of
 #: nside 512 end where the chart's grid does (see :mod:`pysm_vae.sky.planes`).
 CELL = 0.03344
@@ -59,8 +61,6 @@ CELLS = 45
 OVERLAP = 2.9
 #: Pixels worked on at a time: bounds the memory used beside the output.
 CHUNK = 1 << 17
-#: Pixels a thread takes at a time.
-BLOCK = 1 << 10
 # At most so many windows overlap: at the corners of the pentagons.
 _MOST = 3
 # Distance in radians of a pentagon's sides from its centre: half of that between two centres.
@@ -130,16 +130,14 @@ def _window(vector, centres, overlap, tiles, weights):
     return kept
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
+@numba.njit(cache=True, error_model="numpy", nogil=True)
 def _windows(vectors, centres, overlap, tiles, weights):
     """Tiles and weights of pixels, padded with -1 and 0."""
-    npix = vectors.shape[0]
-    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            count = _window(vectors[p], centres, overlap, tiles[p], weights[p])
-            for rest in range(count, _MOST):
-                tiles[p, rest] = -1
-                weights[p, rest] = 0.0
+    for p in range(vectors.shape[0]):
+        count = _window(vectors[p], centres, overlap, tiles[p], weights[p])
+        for rest in range(count, _MOST):
+            tiles[p, rest] = -1
+            weights[p, rest] = 0.0
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -176,22 +174,28 @@ def _turns(vectors, centre, east, north, turns):
         _chart(vectors[p], centre, east, north, place, turns[p])
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _locate(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
-    """Weight of one chart at points and, where it has some, their places and turns on it."""
-    npix = vectors.shape[0]
-    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        tiles = np.empty(_MOST, np.int64)
-        found = np.empty(_MOST)
-        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            weights[p] = 0.0
-            count = _window(vectors[p], centres, overlap, tiles, found)
-            for a in range(count):
-                if tiles[a] == tile:
-                    weights[p] = found[a]
-                    _chart(
-                        vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p]
-                    )
+@numba.njit(cache=True, error_model="numpy")
+def _weight(vector, tile, centres, overlap, tiles, weights):
+    """Weight of one chart at a point; the last two are room to work in."""
+    if _dot(vector, centres[tile]) > math.cos(_INRADIUS - 0.5 * overlap):
+        return 1.0
+    for a in range(_window(vector, centres, overlap, tiles, weights)):
+        if tiles[a] == tile:
+            return weights[a]
+    return 0.0
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def see(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
+    """Fill the weight of one chart at points and, where it has some, their places and turns on it.
+
+    For compiled code, too.
+    """
+    tiles, found = np.empty(_MOST, np.int64), np.empty(_MOST)
+    for p in range(vectors.shape[0]):
+        weights[p] = _weight(vectors[p], tile, centres, overlap, tiles, found)
+        if weights[p] > 0.0:
+            _chart(vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p])
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -209,21 +213,19 @@ def _keep_seen(start, weights, places, turns, count, where, kept_weights, kept_p
     return count
 
 
-@numba.njit(cache=True, error_model="numpy", parallel=True)
-def _evaluate(coeffs, places, turns, out):
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _evaluate(start, stop, coeffs, places, turns, out):
     """Cubic splines at places on the chart; the last two fields are Q and U if there are three."""
     nfields = coeffs.shape[0]
-    npix = places.shape[0]
-    for block in numba.prange((npix + BLOCK - 1) // BLOCK):
-        values = np.empty(nfields)
-        for p in range(block * BLOCK, min((block + 1) * BLOCK, npix)):
-            spline_values_at(coeffs, places[p], values)
-            if nfields > 2:
-                q, u = values[nfields - 2], values[nfields - 1]
-                values[nfields - 2] = turns[p, 0] * q - turns[p, 1] * u
-                values[nfields - 1] = turns[p, 1] * q + turns[p, 0] * u
-            for f in range(nfields):
-                out[f, p] = values[f]
+    values = np.empty(nfields)
+    for p in range(start, stop):
+        spline_values_at(coeffs, places[p], values)
+        if nfields > 2:
+            q, u = values[nfields - 2], values[nfields - 1]
+            values[nfields - 2] = turns[p, 0] * q - turns[p, 1] * u
+            values[nfields - 1] = turns[p, 1] * q + turns[p, 0] * u
+        for f in range(nfields):
+            out[f, p] = values[f]
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -383,7 +385,7 @@ class Tiling:
             return
         near = np.zeros(len(pixels), np.uint16)
         for start in range(0, len(pixels), CHUNK):
-            vectors = _vectors(nside, pixels[start : start + CHUNK])
+            vectors = directions(nside, pixels[start : start + CHUNK])
             inside = vectors @ self.centres.T >= math.cos(self.radius)
             near[start : start + CHUNK] = inside @ (1 << np.arange(self.ntiles))
         for tile in range(self.ntiles):
@@ -414,8 +416,8 @@ class Tiling:
         )
         count = 0
         for start in range(0, len(pixels), CHUNK):
-            vectors = _vectors(nside, pixels[start : start + CHUNK])
-            count = _keep_seen(start, *self._locate(tile, vectors), count, *view)
+            vectors = directions(nside, pixels[start : start + CHUNK])
+            count = _keep_seen(start, *self._see(tile, vectors), count, *view)
         return view.part(slice(0, count))
 
     def evaluate(self, view: View, layers: list[np.ndarray]) -> list[np.ndarray]:
@@ -436,14 +438,18 @@ class Tiling:
         list of float64 array, each (nfields, n)
             Of each layer; Q and U in each pixel's HEALPix (COSMO) frame.
         """
-        values = [np.empty((len(layer), len(view.where))) for layer in layers]
-        for layer, found in zip(layers, values, strict=True):
-            _evaluate(layer, view.places, view.turns, found)
-        return values
+
+        def evaluated(layer: np.ndarray) -> np.ndarray:
+            found = np.empty((len(layer), len(view.where)))
+            of = layer, view.places, view.turns, found
+            over(len(view.where), lambda start, stop: _evaluate(start, stop, *of))
+            return found
+
+        return [evaluated(layer) for layer in layers]
 
     def window(self, tile: int, vectors: np.ndarray) -> np.ndarray:
         """Weight of one chart at any points (unit vectors, shape (n, 3)), shape (n,)."""
-        return self._locate(tile, vectors)[0]
+        return self._see(tile, vectors)[0]
 
     def window_on(self, tile: int, size: int) -> np.ndarray:
         """Weight of one chart on its own grid.
@@ -484,11 +490,20 @@ class Tiling:
         _turns(vectors, self.centres[tile], self.easts[tile], self.norths[tile], turns)
         return turns.T
 
-    def _locate(self, tile: int, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @property
+    def geometry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Centres, axes x and y, and the overlap in radians, as :func:`see` takes them."""
+        return self.centres, self.easts, self.norths, math.radians(self.overlap)
+
+    def _see(self, tile: int, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         weights = np.empty(len(vectors))
         places, turns = np.empty((2, len(vectors), 2))
-        geometry = (self.centres, self.easts, self.norths, math.radians(self.overlap))
-        _locate(vectors, tile, *geometry, weights, places, turns)
+
+        def part(start: int, stop: int) -> None:
+            each = slice(start, stop)
+            see(vectors[each], tile, *self.geometry, weights[each], places[each], turns[each])
+
+        over(len(vectors), part)
         return weights, places, turns
 
     def weights(
@@ -513,11 +528,13 @@ class Tiling:
         pixels = np.arange(hp.nside2npix(nside)) if pixels is None else pixels
         tiles = np.empty((len(pixels), _MOST), np.int64)
         weights = np.empty((len(pixels), _MOST))
-        for start in range(0, len(pixels), CHUNK):
-            part = slice(start, start + CHUNK)
-            vectors = _vectors(nside, pixels[part])
+
+        def part(start: int, stop: int) -> None:
+            vectors = directions(nside, pixels[start:stop])
             overlap = math.radians(self.overlap)
-            _windows(vectors, self.centres, overlap, tiles[part], weights[part])
+            _windows(vectors, self.centres, overlap, tiles[start:stop], weights[start:stop])
+
+        over(len(pixels), part)
         return tiles, weights
 
 
@@ -576,6 +593,7 @@ def _occupy(places, squares):
         squares[row, column] = True
 
 
-def _vectors(nside: int, pixels: np.ndarray) -> np.ndarray:
+def directions(nside: int, pixels: np.ndarray) -> np.ndarray:
+    """Unit vectors of RING pixels, shape (npix, 3)."""
     base = ducc0.healpix.Healpix_Base(int(nside), "RING")
-    return base.pix2vec(np.ascontiguousarray(pixels), nthreads=numba.get_num_threads())
+    return base.pix2vec(np.ascontiguousarray(pixels))

@@ -16,6 +16,7 @@ from scipy import fft
 from pysm_vae.stats import spectra
 from pysm_vae.stats.minkowski import curve_distance, minkowski_functionals
 from pysm_vae.stats.moments import band_moments, pixel_histogram
+from pysm_vae.threads import threads
 
 THRESHOLDS = np.linspace(-3, 3, 25)
 """Thresholds of the Minkowski functionals, in standard deviations."""
@@ -239,7 +240,7 @@ def scattering_coefficients(patches: np.ndarray, octaves: int | None = None) -> 
     pairs = [(j, k) for j in range(octaves) for k in range(j + 1, octaves)]
     first = np.empty((n, octaves, ORIENTATIONS))
     second = np.empty((n, len(pairs), ORIENTATIONS, ORIENTATIONS))
-    workers = spectra.fft_workers()
+    workers = threads()
     for number, patch in enumerate(spectra.standardise(patches)):
         # The patch's scale drops out here and is put back into S1.
         modes = fft.fft2(window * (patch - (patch * weights[0]).sum()), workers=workers)

@@ -14,13 +14,13 @@ from pysm_vae.stats.spectra import (
     apodisation,
     check_patches,
     cosine_step,
-    fft_workers,
     fundamental,
     mirror_filter,
     mirror_wavenumbers,
     radial_spectrum,
     wavenumbers,
 )
+from pysm_vae.threads import threads
 
 _FIT_STEPS = 20
 """Steps of the spectrum fit; a steep spectrum has settled to 0.1 % after about ten."""
@@ -44,13 +44,13 @@ def _tapered_expectation(spectrum: np.ndarray, size: int) -> np.ndarray:
     """
     double = (2 * size, 2 * size)
     window = apodisation(size)
-    padded = fft.rfft2(window, double, workers=fft_workers())
-    covariance = fft.irfft2(spectrum, double, workers=fft_workers())
-    overlap = fft.irfft2(np.abs(padded) ** 2, double, workers=fft_workers())
+    padded = fft.rfft2(window, double, workers=threads())
+    covariance = fft.irfft2(spectrum, double, workers=threads())
+    overlap = fft.irfft2(np.abs(padded) ** 2, double, workers=threads())
     # The even modes of the doubled grid are those of the patch.
-    squared = fft.rfft2(covariance * overlap, workers=fft_workers()).real[::2, ::2]
-    blurred = fft.irfft2(spectrum * padded, double, workers=fft_workers())[:size, :size]
-    cross = fft.rfft2(window * blurred, workers=fft_workers())
+    squared = fft.rfft2(covariance * overlap, workers=threads()).real[::2, ::2]
+    blurred = fft.irfft2(spectrum * padded, double, workers=threads())[:size, :size]
+    cross = fft.rfft2(window * blurred, workers=threads())
     ratio = padded[::2, ::2] / padded[0, 0].real
     power = squared - 2 * (cross * ratio.conj()).real + np.abs(ratio) ** 2 * cross[0, 0].real
     power /= (window**2).sum()
@@ -77,8 +77,8 @@ def _draw(n: int, size: int, target: np.ndarray, rng: np.random.Generator) -> np
     amplitude[0, 0] = 0
     patches = np.empty((n, size, size))
     for patch in patches:
-        noise = fft.rfft2(rng.standard_normal((2 * size, 2 * size)), workers=fft_workers())
-        field = fft.irfft2(noise * amplitude, (2 * size, 2 * size), workers=fft_workers())
+        noise = fft.rfft2(rng.standard_normal((2 * size, 2 * size)), workers=threads())
+        field = fft.irfft2(noise * amplitude, (2 * size, 2 * size), workers=threads())
         patch[:] = field[:size, :size]
     return patches
 

@@ -8,11 +8,12 @@ jump at its edges.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 from scipy import fft
+
+from pysm_vae.threads import threads
 
 ARCMIN = np.pi / (180 * 60)
 """One arcminute in radians."""
@@ -23,12 +24,6 @@ of it nearly doubles the error that the unknown sky beyond the edge makes in the
 
 _CHUNK_PIXELS = 2**22
 """Pixels transformed at once (about 0.1 GB of work space in double precision)."""
-
-
-def fft_workers() -> int:
-    """Threads for ``scipy.fft``: ``OMP_NUM_THREADS`` where that is a number, else every core."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return int(limit) if limit.isdigit() and int(limit) > 0 else -1
 
 
 def check_patches(patches: np.ndarray, name: str = "patches") -> np.ndarray:
@@ -171,7 +166,7 @@ def _binned_power(
 
     def transform(values: np.ndarray) -> np.ndarray:
         mean = (values * window).sum(axis=(1, 2), keepdims=True) / window.sum()
-        return fft.rfft2(window * (values - mean), workers=fft_workers())
+        return fft.rfft2(window * (values - mean), workers=threads())
 
     for part in chunks(n, size):
         modes = transform(patches[part])
@@ -456,9 +451,9 @@ def mirror_filter(patches: np.ndarray, response: np.ndarray) -> np.ndarray:
     -------
     array, shape (n, size, size)
     """
-    modes = fft.dctn(patches, axes=(1, 2), norm="ortho", workers=fft_workers())
+    modes = fft.dctn(patches, axes=(1, 2), norm="ortho", workers=threads())
     modes *= response
-    return fft.idctn(modes, axes=(1, 2), norm="ortho", overwrite_x=True, workers=fft_workers())
+    return fft.idctn(modes, axes=(1, 2), norm="ortho", overwrite_x=True, workers=threads())
 
 
 def bandpass_filter(

@@ -6,11 +6,10 @@ import hashlib
 import io
 import json
 import math
-import os
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from scipy.special import gamma
 
 from pysm_vae.files import atomic_write, data_path, file_stamp
 from pysm_vae.stats.spectra import mirror_filter, mirror_wavenumbers
+from pysm_vae.threads import over
 
 if TYPE_CHECKING:
     from pysm_vae.vae.networks import PatchVAE
@@ -96,6 +96,8 @@ class Generator:
         self._arrays = _read_weights(weights, self.sha256)
         self._network: PatchVAE | None = None
         self._functions: dict[tuple[Any, ...], Any] = {}
+        # Charts are drawn at the same time.
+        self._lock = threading.RLock()
 
     @classmethod
     def from_card(cls, path: str | Path) -> Generator:
@@ -124,13 +126,14 @@ class Generator:
     @property
     def network(self) -> PatchVAE:
         """The Keras network with the weights loaded."""
-        if self._network is None:
-            from pysm_vae.vae.networks import build_network
+        with self._lock:
+            if self._network is None:
+                from pysm_vae.vae.networks import build_network
 
-            network = build_network(self.card["architecture"], **self.card["network"])
-            _assign(network, self._arrays, self.name)
-            self._network = network
-        return self._network
+                network = build_network(self.card["architecture"], **self.card["network"])
+                _assign(network, self._arrays, self.name)
+                self._network = network
+            return self._network
 
     @property
     def conditional(self) -> bool:
@@ -406,14 +409,15 @@ class Generator:
 
     def _refining(self, level: int, margin: int) -> Any:
         key = ("refine", level, margin)
-        if key not in self._functions:
-            network = self.network
+        with self._lock:
+            if key not in self._functions:
+                network = self.network
 
-            def refine(coarse: Any, latents: Any) -> Any:
-                return network.refine(coarse, latents, self.diffuse, level, margin)
+                def refine(coarse: Any, latents: Any) -> Any:
+                    return network.refine(coarse, latents, self.diffuse, level, margin)
 
-            self._functions[key] = plain_graph(refine)
-        return self._functions[key]
+                self._functions[key] = plain_graph(refine)
+            return self._functions[key]
 
 
 def plain_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:
@@ -461,18 +465,14 @@ def draw_latents(
     -------
     list of ndarray, float32, each (len(keys), *shape)
     """
-    from pysm_vae.stats.spectra import fft_workers
-
     latents = [np.empty((len(keys), *shape), np.float32) for shape in shapes]
 
-    def fill(i: int) -> None:
+    def fill(i: int, _: int) -> None:
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(keys[i])))
         for latent in latents:
             rng.standard_normal(dtype=np.float32, out=latent[i])
 
-    workers = fft_workers()
-    with ThreadPoolExecutor(os.cpu_count() if workers < 0 else workers) as pool:
-        list(pool.map(fill, range(len(keys))))
+    over(len(keys), fill, piece=1)
     return latents
 
 
