@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import healpy as hp
 import numpy as np
@@ -25,6 +25,7 @@ from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis, local_scale
+from pysm_vae.threads import in_order, threads
 from pysm_vae.vae.generator import Generator
 
 #: Seeds of the canvases that are measured, three T fields each; larger than any that would be
@@ -252,26 +253,31 @@ class Ground:
         plane = Plane(CELLS, DEPTH)
         ell = plane.ell_of(_numbers(DEPTH) / CELLS)
         used = (ell > EXCESS_ELL[0]) & (ell < EXCESS_ELL[1])
-        powers = pattern_power(plane.ell, levels, self.spectrum.slopes[0])
+        wanted = pattern_power(plane.ell, levels, self.spectrum.slopes[0])
         spectrum = self._spectra(plane.cycles, DEPTH)
         # What a faint pattern, drawn for no template, would have.
-        response = plane.filter(powers, spectrum) * plane.interpolation
+        response = plane.filter(wanted, spectrum) * plane.interpolation
         masks = [self._calm(tile, DEPTH) for tile in range(self.tiling.ntiles)]
-        waves, charts = [], []
-        drawn, prior, faint = np.zeros((3, len(ell)))
-        for tile, mask in enumerate(masks):
-            if not mask.any():
-                continue
+
+        def measured(tile: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+            mask = masks[tile]
             rough, i = self.large.values(tile, DEPTH)
             crowding, intensity = self.crowding(i), mask * np.exp(i)
-            prior += _mean_power(mask, spectrum)
-            faint += _mean_power(intensity * crowding * rough, spectrum * response**2)
             # The same latents for every sky: this belongs to the template and the weights.
-            for seed in SEEDS:
-                fields = self._drawn_for_template(tile, seed, DEPTH)
-                drawn += sum(_power(mask * t) for t in fields) / len(fields) / len(SEEDS)
-                waves += list(plane.waves(fields))
-                charts += [(intensity, rough, crowding)] * len(fields)
+            fields = np.concatenate([self._drawn_for_template(tile, s, DEPTH) for s in SEEDS])
+            drawn = np.mean([_power(mask * t) for t in fields], axis=0)
+            prior = _mean_power(mask, spectrum)
+            faint = _mean_power(intensity * crowding * rough, spectrum * response**2)
+            return np.array([drawn, prior, faint]), (
+                plane.waves(fields),
+                intensity,
+                rough,
+                crowding,
+            )
+
+        tiles = [tile for tile, mask in enumerate(masks) if mask.any()]
+        found, charts = zip(*in_order(measured, tiles, threads()), strict=True)
+        drawn, prior, faint = np.sum(found, axis=0)
         calmest = np.argsort([-mask.sum() for mask in masks])[:DEFICIT_CHARTS]
         self._deficit = self._followed(
             _smoothed(drawn / prior, ell > 1.2 * split[1]), [int(tile) for tile in calmest]
@@ -279,28 +285,40 @@ class Ground:
         for_template = self._spectra(plane.cycles, DEPTH) * self._deficit_at(plane.cycles)
         # The exponential depends on the amplitude, so twice.
         for _ in range(2):
-            response = plane.filter(powers / self.excess(plane.ell), for_template)
-            added = np.zeros(len(ell))
-            for wave, (intensity, rough, crowding) in zip(waves, charts, strict=True):
-                t = spline_values(plane.fields(response * wave)) * rough
-                offset = finer(self.offset(t), 2 ** (DEPTH - OFFSET_DEPTH))
-                added += _power(intensity * np.expm1(bounded(crowding * t) + crowding**2 * offset))
+            filters = plane.filter(wanted / self.excess(plane.ell), for_template)
+            powers = in_order(partial(self._added, plane, filters), charts, threads())
+            added = np.sum(list(powers), axis=0)
             log_ell = np.log(ell[used] / PIVOT)
-            ratio = np.log(added[used] / faint[used] / (len(SEEDS) * len(fields)))
             # As the logarithm of ell has it, all octaves count alike.
+            ratio = np.log(added[used] / faint[used])
             self._excess += np.polyfit(log_ell, ratio, 1, w=ell[used] ** -0.5)
         return {"deficit": self._deficit, "excess": self._excess}
+
+    def _added(
+        self, plane: Plane, filters: np.ndarray, chart: tuple[np.ndarray, ...]
+    ) -> np.ndarray:
+        """Mean power of what T patterns add to the intensity of a chart, of waves that it has."""
+        waves, intensity, rough, crowding = chart
+        powers = []
+        for wave in waves:
+            t = spline_values(plane.fields(filters * wave)) * rough
+            offset = finer(self.offset(t), 2 ** (DEPTH - OFFSET_DEPTH))
+            t = bounded(crowding * t) + crowding**2 * offset
+            powers.append(_power(intensity * np.expm1(t)))
+        return np.mean(powers, axis=0)
 
     def _followed(self, deficit: np.ndarray, charts: list[int]) -> np.ndarray:
         """The deficit, followed to smaller scales on a few charts."""
         plane = Plane(CELLS, DEFICIT_DEPTH)
         spectrum = self._spectra(plane.cycles, DEFICIT_DEPTH)
-        drawn, prior = np.zeros((2, len(deficit) << (DEFICIT_DEPTH - DEPTH)))
-        for tile in charts:
+
+        def measured(tile: int) -> np.ndarray:
             mask = self._calm(tile, DEFICIT_DEPTH)
-            for t in self._drawn_for_template(tile, SEEDS[0], DEFICIT_DEPTH):
-                drawn += _power(mask * t)
-            prior += _mean_power(mask, spectrum)
+            fields = self._drawn_for_template(tile, SEEDS[0], DEFICIT_DEPTH)
+            drawn = np.mean([_power(mask * t) for t in fields], axis=0)
+            return np.array([drawn, _mean_power(mask, spectrum)])
+
+        drawn, prior = np.sum(list(in_order(measured, charts, threads())), axis=0)
         further = _smoothed(drawn / prior, np.arange(len(drawn)) >= len(deficit) // 2)
         # These charts' own level does not count, only how it changes from where all are known.
         known = slice(len(deficit) // 2, 3 * len(deficit) // 4)

@@ -98,7 +98,7 @@ class SmallScales(Patterns):
     def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
         if self.ground.levels.any():
             layers = self.layers(tile, places)
-            offset = spline(self._offset(tile, layers.coarse[0]))[None]
+            offset = np.ascontiguousarray(spline(self._offset(tile, layers.coarse[0]))[None])
         else:
             # At the ends of the windows a spline needs a pixel that a grid of cells has not.
             size = 2 * CELLS
