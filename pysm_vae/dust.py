@@ -245,7 +245,7 @@ class VAEDust(pysm3.Model):
                 seed=place,
                 draw=lambda level, where: small_scales(level).draw(where),
             )
-        self._reference = from_log_pol_tens(fields)
+        self._reference = from_log_pol_tens(fields, overwrite=True)
         if not polarised:
             self._reference[1:] = 0.0
         if parameters is not None:

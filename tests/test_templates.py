@@ -192,6 +192,16 @@ def high_latitudes(nside: int) -> np.ndarray:
     return np.sin(np.pi * x / 2) ** 2
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_maps_may_take_the_place_of_fields(rng, dtype):
+    fields = rng.standard_normal((3, 1000)).astype(dtype)
+    kept = fields.copy()
+    maps = from_log_pol_tens(fields)
+    np.testing.assert_array_equal(fields, kept)
+    assert np.shares_memory(from_log_pol_tens(fields, overwrite=True), fields)
+    np.testing.assert_array_equal(fields, maps)
+
+
 def test_exponential_has_the_input_s_large_scales(rng):
     nside = 64
     sky = log_normal_sky(rng, nside)

@@ -143,7 +143,7 @@ def to_log_pol_tens(iqu: np.ndarray) -> np.ndarray:
     return np.stack([log_i, iqu[1] * stretch, iqu[2] * stretch])
 
 
-def from_log_pol_tens(fields: np.ndarray) -> np.ndarray:
+def from_log_pol_tens(fields: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     r"""Inverse of :func:`to_log_pol_tens`.
 
     .. math:: I = e^i\cosh p, \quad (Q, U) = \frac{(q, u)}{p}\,e^i\sinh p
@@ -152,6 +152,8 @@ def from_log_pol_tens(fields: np.ndarray) -> np.ndarray:
     ----------
     fields : ndarray, shape (3, n)
         i, q, u.
+    overwrite : bool
+        Whether the result may take their place in memory.
 
     Returns
     -------
@@ -161,7 +163,8 @@ def from_log_pol_tens(fields: np.ndarray) -> np.ndarray:
     """
     single = isinstance(fields, np.ndarray) and fields.dtype == np.float32
     fields = np.ascontiguousarray(fields if single else _three_rows(fields))
-    maps = np.empty_like(fields)
+    # Compiled code has read a pixel before it writes it.
+    maps = fields if overwrite else np.empty_like(fields)
     over(fields.shape[1], lambda start, stop: _exponential(start, stop, fields, maps))
     return maps
 

@@ -49,6 +49,8 @@ _EDGE_CELLS = 4
 # Steps that settle the transfer to a per cent.
 _TRANSFER_STEPS = 4
 
+# Cells of windows that are refined at a time. With fewer the graph's overheads would count.
+_CELLS_TOGETHER = 50_000
 # Patches decoded at a time: enough to fill two cores, few enough for any memory.
 BATCH = 32
 
@@ -258,7 +260,10 @@ class Generator:
         # From there on the same step draws every octave.
         repeated = max(self.network.octaves - 2, 0)
         function = self._refining(min(level, repeated), margin)
-        return np.asarray(function(coarse, latents))
+        # Large windows one by one: their features are many times larger than they are.
+        together = max(1, _CELLS_TOGETHER // math.prod(coarse.shape[1:]))
+        parts = [slice(start, start + together) for start in range(0, len(coarse), together)]
+        return np.concatenate([function(coarse[part], latents[part]) for part in parts])
 
     @property
     def reach(self) -> int:
