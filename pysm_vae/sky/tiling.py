@@ -108,8 +108,13 @@ def _window(vector, centres, overlap, tiles, weights):
         cosine = _dot(vector, centres[t])
         if cosine > least and count < _MOST:
             tiles[count] = t
-            distance[count] = math.acos(cosine)
+            distance[count] = cosine
             count += 1
+    if count == 1:
+        weights[0] = 1.0
+        return 1
+    for a in range(count):
+        distance[a] = math.acos(distance[a])
     power = 0.0
     for a in range(count):
         raw = 1.0
@@ -174,17 +179,6 @@ def _turns(vectors, centre, east, north, turns):
         _chart(vectors[p], centre, east, north, place, turns[p])
 
 
-@numba.njit(cache=True, error_model="numpy")
-def _weight(vector, tile, centres, overlap, tiles, weights):
-    """Weight of one chart at a point; the last two are room to work in."""
-    if _dot(vector, centres[tile]) > math.cos(_INRADIUS - 0.5 * overlap):
-        return 1.0
-    for a in range(_window(vector, centres, overlap, tiles, weights)):
-        if tiles[a] == tile:
-            return weights[a]
-    return 0.0
-
-
 @numba.njit(cache=True, error_model="numpy", nogil=True)
 def see(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
     """Fill the weight of one chart at points and, where it has some, their places and turns on it.
@@ -192,8 +186,15 @@ def see(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
     For compiled code, too.
     """
     tiles, found = np.empty(_MOST, np.int64), np.empty(_MOST)
+    inside = math.cos(_INRADIUS - 0.5 * overlap)
     for p in range(vectors.shape[0]):
-        weights[p] = _weight(vectors[p], tile, centres, overlap, tiles, found)
+        if _dot(vectors[p], centres[tile]) > inside:
+            weights[p] = 1.0
+        else:
+            weights[p] = 0.0
+            for a in range(_window(vectors[p], centres, overlap, tiles, found)):
+                if tiles[a] == tile:
+                    weights[p] = found[a]
         if weights[p] > 0.0:
             _chart(vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p])
 
