@@ -225,7 +225,8 @@ def _blend(start, stop, fields, splines, numbers, window, chart, coordinates, fo
                 found[f, i, j] = weight * fields[f, i, j]
             if weight > 0.0 and chart[i, j] < 1.0:
                 place[0] = coordinates[j]
-                seam_gains(splines, numbers, float(weight), float(chart[i, j]), place, gains)
+                own, whole = np.float64(weight), np.float64(chart[i, j])
+                seam_gains(splines, numbers, own, whole, place, gains)
                 for f in range(number):
                     found[f, i, j] *= gains[f]
 

@@ -171,19 +171,11 @@ def _chart(vector, centre, east, north, place, turn):
     turn[1] = 2.0 * cosine * sinus
 
 
-@numba.njit(cache=True, error_model="numpy")
-def _turns(vectors, centre, east, north, turns):
-    """Turns of a chart at points."""
-    place = np.empty(2)
-    for p in range(vectors.shape[0]):
-        _chart(vectors[p], centre, east, north, place, turns[p])
-
-
 @numba.njit(cache=True, error_model="numpy", nogil=True)
 def see(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
-    """Fill the weight of one chart at points and, where it has some, their places and turns on it.
+    """Fill the weight of one chart at points, and their places and turns on it.
 
-    For compiled code, too.
+    For compiled code, too. The point opposite to the chart's centre has no place, but infinities.
     """
     tiles, found = np.empty(_MOST, np.int64), np.empty(_MOST)
     inside = math.cos(_INRADIUS - 0.5 * overlap)
@@ -195,8 +187,7 @@ def see(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
             for a in range(_window(vectors[p], centres, overlap, tiles, found)):
                 if tiles[a] == tile:
                     weights[p] = found[a]
-        if weights[p] > 0.0:
-            _chart(vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p])
+        _chart(vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p])
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -487,9 +478,7 @@ class Tiling:
             :math:`Q\cos 2\psi - U\sin 2\psi` of the chart's, its U is
             :math:`Q\sin 2\psi + U\cos 2\psi`.
         """
-        turns = np.empty((len(vectors), 2))
-        _turns(vectors, self.centres[tile], self.easts[tile], self.norths[tile], turns)
-        return turns.T
+        return self._see(tile, vectors)[2].T
 
     @property
     def geometry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
