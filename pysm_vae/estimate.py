@@ -21,6 +21,7 @@ from pysm_vae.ensemble import is_there
 from pysm_vae.mapfiles import write_map
 from pysm_vae.simulate import Order, check_seed, sky_bytes
 from pysm_vae.sky.tiling import Tiling
+from pysm_vae.threads import threads
 
 if TYPE_CHECKING:
     from pysm_vae.vae.patches import Split
@@ -173,9 +174,9 @@ def estimate(
 ) -> Estimate:
     """Check the arguments of a run, and find out what it will take; nothing is written to ``out``.
 
-    Two discs of the sky are drawn at the resolution asked for, one small and one larger, and a map
-    of the larger is written to the folder for temporary files. Drawing takes so long a chart, and
-    so long a pixel.
+    Parts of the sky are drawn at the resolution asked for, in as many charts as are drawn side by
+    side, twice: a few pixels of each and more; and a map of the latter is written to the folder for
+    temporary files. Drawing takes so long a chart, and so long a pixel.
 
     Parameters
     ----------
@@ -203,12 +204,14 @@ def estimate(
     )  # fmt: skip
     kept = sum(is_there(order, seed, whole=False, overwrite=True) for seed in seeds)
     tiling = Tiling()
+    touched = tiling.ntiles if order.pixels is None else _touched(order, tiling, order.pixels)
 
     start = time.perf_counter()
+    together = min(threads(), touched)
+    discs = [_discs(order, tiling, together, number) for number in (0, 1)]
     # What all skies share is worked out here.
-    _draw(order, _disc(order, tiling, 0)[0])
+    _draw(order, discs[0][0])
     ready = time.perf_counter() - start
-    discs = [_disc(order, tiling, number) for number in (0, 1)]
     # Once more for each, as the first of a size may compile.
     drawn = [min(_draw(order, pixels)[0] for _ in range(2)) for pixels, _ in discs]
     (few, charts), (many, _) = ((len(pixels), touched) for pixels, touched in discs)
@@ -218,7 +221,6 @@ def estimate(
     constrained = _constrained(order, model)
     channels, written = _channels(order, model, discs[1][0])
 
-    touched = tiling.ntiles if order.pixels is None else _touched(order, tiling, order.pixels)
     each = a_chart * touched + order.npix * (a_pixel + (channels + written) / many)
     each += constrained + (PICTURE_SECONDS if order.figure else 0.0)
     held = _held()
@@ -320,12 +322,13 @@ def estimate_training(
     )
 
 
-def _disc(order: Order, tiling: Tiling, number: int) -> tuple[np.ndarray, int]:
-    """Pixels around the middle of a chart, and how many charts they touch."""
-    share = min(SHARES[number], MOST_PIXELS[number] / hp.nside2npix(order.nside))
+def _discs(order: Order, tiling: Tiling, together: int, number: int) -> tuple[np.ndarray, int]:
+    """Pixels around the middles of some charts, and how many charts they touch."""
+    share = min(SHARES[number], MOST_PIXELS[number] / hp.nside2npix(order.nside)) / together
     radius = max(np.arccos(1 - 2 * share), (1 + number) * hp.nside2resol(order.nside))
-    pixels = np.sort(hp.query_disc(order.nside, tiling.centres[0], radius))
-    return pixels, _touched(order, tiling, pixels)
+    middles = tiling.centres[:together]
+    pixels = np.concatenate([hp.query_disc(order.nside, middle, radius) for middle in middles])
+    return np.sort(pixels), _touched(order, tiling, pixels)
 
 
 def _touched(order: Order, tiling: Tiling, pixels: np.ndarray) -> int:
