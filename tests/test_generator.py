@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -353,6 +354,38 @@ def test_refine_draws_diffuse_sky(tmp_path, rng):
     np.testing.assert_array_equal(*deep)
     part = generator.refine(coarse, latents, 1, 4)
     np.testing.assert_allclose(part, generator.refine(coarse, latents, 1)[:, 8:-8, 8:-8], atol=1e-5)
+
+
+def test_threads_share_what_one_has_traced(card, rng, monkeypatch, caplog):
+    """Twelve charts at a time ask for the same graph, which none has made yet."""
+    generator = Generator.from_card(card)
+    network = generator.network
+    traced, refine = [], type(network).refine
+
+    def counted(self, *args):
+        traced.append(args[0].shape)
+        return refine(self, *args)
+
+    monkeypatch.setattr(type(network), "refine", counted)
+    coarse = rng.standard_normal((3, 12, 12), np.float32)
+    latents = rng.standard_normal((3, 12, 12, network.latents), np.float32)
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda _: generator.refine(coarse, latents, 1), range(24)))
+    assert traced == [coarse.shape]
+    for each in found[1:]:
+        np.testing.assert_array_equal(each, found[0])
+    assert not [record for record in caplog.records if "retracing" in record.message]
+
+
+def test_large_windows_are_refined_one_by_one(card, rng, monkeypatch):
+    generator = Generator.from_card(card)
+    coarse = rng.standard_normal((3, 12, 12), np.float32)
+    latents = rng.standard_normal((3, 12, 12, generator.network.latents), np.float32)
+    together = generator.refine(coarse, latents, 0)
+    for cells, parts in ((100, 1), (2 * 144, 2)):
+        monkeypatch.setattr(module, "_CELLS_TOGETHER", cells)
+        np.testing.assert_allclose(generator.refine(coarse, latents, 0), together, atol=1e-5)
+        assert ("refine", 0, 0, (parts, 12, 12)) in {key[:4] for key in generator._functions}
 
 
 def test_measured_spectra_match_the_planes(monkeypatch):

@@ -184,13 +184,13 @@ class Generator:
         inputs += [np.asarray(latent, np.float32) for latent in latents]
         if coarse is not None:
             inputs.append(np.asarray(coarse, np.float32))
-        function = self._function(coarse is not None)
         batches = []
         for start in range(0, n, BATCH):
             chunk = [array[start : start + BATCH] for array in inputs]
             filled = len(chunk[0])
             # A short last batch is padded, so that a size is traced (and compiled) only once.
             chunk = [np.pad(a, [(0, BATCH - filled)] + [(0, 0)] * (a.ndim - 1)) for a in chunk]
+            function = self._decoding(coarse is not None, [array.shape for array in chunk])
             batches.append(np.asarray(function(*chunk))[:filled])
         return np.concatenate(batches)
 
@@ -259,11 +259,14 @@ class Generator:
         self._check_conditional()
         # From there on the same step draws every octave.
         repeated = max(self.network.octaves - 2, 0)
-        function = self._refining(min(level, repeated), margin)
         # Large windows one by one: their features are many times larger than they are.
         together = max(1, _CELLS_TOGETHER // math.prod(coarse.shape[1:]))
-        parts = [slice(start, start + together) for start in range(0, len(coarse), together)]
-        return np.concatenate([function(coarse[part], latents[part]) for part in parts])
+        refined = []
+        for start in range(0, len(coarse), together):
+            part = coarse[start : start + together]
+            function = self._refining(min(level, repeated), margin, part.shape)
+            refined.append(function(part, latents[start : start + together]))
+        return np.concatenate(refined)
 
     @property
     def reach(self) -> int:
@@ -399,29 +402,36 @@ class Generator:
                 "use an 'octave' network"
             )
 
-    def _function(self, conditional: bool) -> Any:
-        key = ("decode", conditional)
-        if key not in self._functions:
-            network = self.network
+    def _decoding(self, conditional: bool, shapes: list[tuple[int, ...]]) -> Any:
+        network = self.network
 
-            def decode(environment: Any, *inputs: Any) -> Any:
-                latents = list(inputs)
-                coarse = {"coarse": latents.pop()} if conditional else {}
-                return network.decode(latents, environment=environment, **coarse)
+        def decode(environment: Any, *inputs: Any) -> Any:
+            latents = list(inputs)
+            coarse = {"coarse": latents.pop()} if conditional else {}
+            return network.decode(latents, environment=environment, **coarse)
 
-            self._functions[key] = plain_graph(decode)
-        return self._functions[key]
+        return self._graph(("decode", conditional), decode, shapes)
 
-    def _refining(self, level: int, margin: int) -> Any:
-        key = ("refine", level, margin)
+    def _refining(self, level: int, margin: int, shape: tuple[int, ...]) -> Any:
+        network = self.network
+
+        def refine(coarse: Any, latents: Any) -> Any:
+            return network.refine(coarse, latents, self.diffuse, level, margin)
+
+        return self._graph(("refine", level, margin), refine, [shape, (*shape, network.latents)])
+
+    def _graph(
+        self, key: tuple[Any, ...], function: Callable[..., Any], shapes: list[tuple[int, ...]]
+    ) -> Any:
+        """A function that the key names, compiled for inputs of these shapes."""
+        key = (*key, *shapes)
+        # By one thread, while others wait: TensorFlow would warn of them, too.
         with self._lock:
             if key not in self._functions:
-                network = self.network
+                import tensorflow as tf
 
-                def refine(coarse: Any, latents: Any) -> Any:
-                    return network.refine(coarse, latents, self.diffuse, level, margin)
-
-                self._functions[key] = plain_graph(refine)
+                specs = [tf.TensorSpec(shape) for shape in shapes]
+                self._functions[key] = plain_graph(function, specs).get_concrete_function()
             return self._functions[key]
 
 
