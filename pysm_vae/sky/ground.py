@@ -268,12 +268,8 @@ class Ground:
             drawn = np.mean([_power(mask * t) for t in fields], axis=0)
             prior = _mean_power(mask, spectrum)
             faint = _mean_power(intensity * crowding * rough, spectrum * response**2)
-            return np.array([drawn, prior, faint]), (
-                plane.waves(fields),
-                intensity,
-                rough,
-                crowding,
-            )
+            chart = plane.waves(fields), intensity, rough, crowding
+            return np.array([drawn, prior, faint]), chart
 
         tiles = [tile for tile, mask in enumerate(masks) if mask.any()]
         found, charts = zip(*in_order(measured, tiles, threads()), strict=True)

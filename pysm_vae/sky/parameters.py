@@ -7,7 +7,6 @@ make frequencies decorrelate. What is drawn has unit variance over all scales, w
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
@@ -16,7 +15,7 @@ from scipy.integrate import quad
 
 from pysm_vae.sky.calibration import PIVOT
 from pysm_vae.sky.canvas import Between
-from pysm_vae.sky.patterns import Patterns
+from pysm_vae.sky.patterns import Adding, Patterns
 from pysm_vae.sky.planes import Plane, Spectra
 from pysm_vae.sky.seams import seam_gains
 from pysm_vae.sky.sed import emission
@@ -96,19 +95,14 @@ class ParameterScales(Patterns):
     ) -> np.ndarray:
         return filters["both"] * plane.waves(fields)
 
-    def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
+    def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
         layers = self.layers(tile, places)
-        return layers.coarse, layers.fine, *layers.energy
+        chart = layers.coarse, layers.fine, *layers.energy
 
-    def _add(
-        self,
-        vectors: np.ndarray,
-        geometry: tuple[Any, ...],
-        chart: Any,
-        where: np.ndarray,
-        maps: np.ndarray,
-    ) -> None:
-        _add(*(vectors, *geometry, *chart, where, maps))
+        def add(vectors: np.ndarray, where: np.ndarray, maps: np.ndarray) -> None:
+            _add(*(vectors, tile, *self.tiling.geometry, *chart, where, maps))
+
+        return add
 
 
 def bounded(fluctuations: np.ndarray) -> np.ndarray:

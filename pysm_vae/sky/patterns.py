@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import healpy as hp
 import numpy as np
@@ -42,6 +42,10 @@ _SQUARES = 4
 # its finest grid.
 _CHARTS_MEMORY = 1_500_000_000
 _COPIES = 6
+
+
+#: Adds something to maps, given the directions of some pixels and their places in the maps.
+Adding: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 class Layers(NamedTuple):
@@ -156,37 +160,28 @@ class Patterns(ABC):
             charts = [(tile, where) for tile, where in charts if len(where)]
             total = len(charts)
 
-        def drawn(chart: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, Any]:
+        def drawn(chart: tuple[int, np.ndarray]) -> tuple[np.ndarray, Adding | None]:
             tile, where = chart
             if pixels is None:
-                return tile, where, self._chart(tile)
+                return where, self._chart(tile)
             places = self.tiling.locate(tile, self.nside, pixels[where]).places
-            return tile, where, self._chart(tile, places) if len(places) else None
+            return where, self._chart(tile, places) if len(places) else None
 
-        together = min(threads(), max(1, _CHARTS_MEMORY // self._chart_memory()))
-        done = in_order(drawn, charts, together)
-        for number, (tile, where, chart) in enumerate(done, start=1):
-            if chart is not None:
-                self._lay(tile, chart, where, where if pixels is None else pixels[where], maps)
+        def lay(add: Adding, where: np.ndarray) -> None:
+            def piece(start: int, stop: int) -> None:
+                part = where[start:stop]
+                add(directions(self.nside, part if pixels is None else pixels[part]), part, maps)
+
+            over(len(where), piece)
+
+        of_chart = _COPIES * maps.itemsize * len(maps) * (CELLS << self.depth) ** 2
+        together = min(threads(), max(1, _CHARTS_MEMORY // of_chart))
+        for number, (where, add) in enumerate(in_order(drawn, charts, together), start=1):
+            if add is not None:
+                lay(add, where)
             if progress is not None:
                 progress(number, total)
         return maps
-
-    def _lay(
-        self, tile: int, chart: Any, where: np.ndarray, pixels: np.ndarray, maps: np.ndarray
-    ) -> None:
-        """Add one chart's share to the maps at some places, which are those of these pixels."""
-        geometry = tile, *self.tiling.geometry
-
-        def part(start: int, stop: int) -> None:
-            vectors = directions(self.nside, pixels[start:stop])
-            self._add(vectors, geometry, chart, where[start:stop], maps)
-
-        over(len(where), part)
-
-    def _chart_memory(self) -> int:
-        """Bytes that drawing one chart takes, about."""
-        return _COPIES * 4 * len(self.fields) * (CELLS << self.depth) ** 2
 
     @abstractmethod
     def _filters_of(self, plane: Plane) -> dict[str, np.ndarray]:
@@ -199,19 +194,8 @@ class Patterns(ABC):
         """Waves of the patterns that filters make of fields, (fields, size, size // 2 + 1)."""
 
     @abstractmethod
-    def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
-        """What is laid of one chart: see :meth:`layers`."""
-
-    @abstractmethod
-    def _add(
-        self,
-        vectors: np.ndarray,
-        geometry: tuple[Any, ...],
-        chart: Any,
-        where: np.ndarray,
-        maps: np.ndarray,
-    ) -> None:
-        """Add one chart's share to the maps at some places, of which these are the directions."""
+    def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
+        """Draw one chart, as :meth:`layers` does, and give what adds its share to maps."""
 
     def _canvas(self, tile: int) -> Canvas:
         """What draws the fields of one chart."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
@@ -17,7 +16,7 @@ from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.ground import BRIGHTEST, shared_ground
 from pysm_vae.sky.largescales import spline
-from pysm_vae.sky.patterns import Layers, Patterns
+from pysm_vae.sky.patterns import Adding, Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
 from pysm_vae.sky.seams import Energy, seam_fade, seam_gains, steep_gain
 from pysm_vae.sky.templates import SPLIT, Template
@@ -95,7 +94,7 @@ class SmallScales(Patterns):
     ) -> np.ndarray:
         return self.ground.waves(plane, filters, fields)
 
-    def _chart(self, tile: int, places: np.ndarray | None = None) -> Any:
+    def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
         if self.ground.levels.any():
             layers = self.layers(tile, places)
             offset = np.ascontiguousarray(spline(self._offset(tile, layers.coarse[0]))[None])
@@ -107,18 +106,13 @@ class SmallScales(Patterns):
             energy = Energy(np.ones((2, size, size)), np.zeros((2, 4)))
             layers = Layers(nothing, nothing[:, :0, :0], energy)
         patterns = layers.coarse, layers.fine, *layers.energy
-        return self.ground.large.splines[tile], offset, *patterns
-
-    def _add(
-        self,
-        vectors: np.ndarray,
-        geometry: tuple[Any, ...],
-        chart: Any,
-        where: np.ndarray,
-        maps: np.ndarray,
-    ) -> None:
         ground = self.ground.crowded, self.ground.polarisation
-        _add(*(vectors, *geometry, *chart, *ground, where, maps))
+        chart = self.ground.large.splines[tile], offset, *patterns, *ground
+
+        def add(vectors: np.ndarray, where: np.ndarray, maps: np.ndarray) -> None:
+            _add(*(vectors, tile, *self.tiling.geometry, *chart, where, maps))
+
+        return add
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
         """What keeps the mean intensity, of the spline coefficients of T."""

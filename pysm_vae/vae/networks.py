@@ -394,7 +394,7 @@ class _Step(layers.Layer):
         """Map features ``(n, m, m, c)`` of one octave to its outputs.
 
         The environment is one for each, ``(n,)``, or one for all, ``()``: then its shares of biases
-        and outputs are added up before they meet the cells, which saves an eighth of the time.
+        and outputs are added up before they meet the cells, which is faster.
         """
         environment = ops.convert_to_tensor(environment, dtype="float32")
         for_all = len(environment.shape) == 0
