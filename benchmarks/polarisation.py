@@ -270,7 +270,9 @@ def small_fields(skies: np.ndarray, laws: np.ndarray) -> dict[str, Any]:
         From :func:`disc_powers`, of skies and of Gaussian skies with a power law.
     """
     low, high, low_cut, high_cut, brightness = np.moveaxis(skies, 1, 0)
-    quarter = np.digitize(brightness, np.percentile(brightness, (25, 50, 75)))
+    # By rank, so that none is empty where fields are equally bright.
+    rank = np.argsort(np.argsort(brightness, axis=None, kind="stable"))
+    quarter = (4 * rank // rank.size).reshape(brightness.shape)
     # What the fields make of a power law: their edges leak large scales into the low bands.
     law = laws[:, 0].sum() / laws[:, 1].sum()
     # Faint fields against the trend of the brighter ones.
