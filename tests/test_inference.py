@@ -47,7 +47,7 @@ def posterior(model, problem) -> Posterior:
     pytest.importorskip("tensorflow_probability")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return sample_posterior(model, problem, draws=104, warmup=80, seed=2)
+        return sample_posterior(model, problem, draws=208, warmup=120, seed=2)
 
 
 class TestObservation:
@@ -287,8 +287,8 @@ class TestPosterior:
             posterior.save(tmp_path / "p.txt")
 
     def test_refused(self, posterior):
-        with pytest.raises(ValueError, match="1 to 104 draws"):
-            posterior.draws(105)
+        with pytest.raises(ValueError, match="1 to 208 draws"):
+            posterior.draws(209)
         with pytest.raises(ValueError, match="probability"):
             posterior.interval(95)
 

@@ -214,6 +214,19 @@ def test_same_seed_same_training(finished, maps, tmp_path):
     assert np.std(samples) > 0.5
 
 
+def test_history_has_the_bound(finished):
+    """Early stopping and the best checkpoint follow val_elbo."""
+    # Of the last epoch, where the warm-up of the KL term is over.
+    last = {name: values[-1] for name, values in finished.card["history"].items()}
+    for prefix in ("", "val_"):
+        elbo = last[f"{prefix}likelihood"] - last[f"{prefix}kl"]
+        np.testing.assert_allclose(last[f"{prefix}elbo"], elbo, rtol=1e-4)
+        expected = last[f"{prefix}score"] - elbo
+        # The rivalry with the critic trains the network, and does not judge it.
+        expected += 0 if prefix else last["rivalry"]
+        np.testing.assert_allclose(last[f"{prefix}loss"], expected, rtol=1e-4)
+
+
 def test_finished_run_is_left_as_it_is(finished, maps, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.out.glob("octave.*")}
     started = epochs_run(monkeypatch)

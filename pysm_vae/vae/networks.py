@@ -125,12 +125,11 @@ class PatchVAE(keras.Model, ABC):
         """
         del y, sample_weight
         pixels = math.prod(x["patches"].shape[1:3])
-        terms = {name: ops.mean(value) / pixels for name, value in y_pred.items()}
-        self.trackers["likelihood"].update_state(terms["likelihood"])
-        self.trackers["kl"].update_state(terms["kl"])
-        self.trackers["elbo"].update_state(terms["likelihood"] - terms["kl"])
-        self.trackers["score"].update_state(terms["score"])
-        self.trackers["rivalry"].update_state(terms["rivalry"])
+        each = {name: value / pixels for name, value in y_pred.items()}
+        # Patch by patch, so that a short last batch counts as little as it does in the loss.
+        for name, value in (each | {"elbo": each["likelihood"] - each["kl"]}).items():
+            self.trackers[name].update_state(value)
+        terms = {name: ops.mean(value) for name, value in each.items()}
         loss = self.kl_weight * terms["kl"] - terms["likelihood"] + terms["score"]
         return loss + terms["rivalry"] if training else loss
 
