@@ -986,6 +986,16 @@ class TestPolarisation:
         with pytest.raises(ValueError, match="must be two images of one size"):
             polarisation.read_taurus(tmp_path / "q.fits", tmp_path / "other.fits")
 
+    def test_quarters_of_equally_bright_fields(self, rng):
+        """Of eight fields each quarter has two, though no percentile parts six of them."""
+        powers = rng.uniform(1, 2, (2, 5, 4))
+        powers[:, 4] = [[3, 3, 5, 3], [3, 6, 3, 3]]
+        found = polarisation.small_fields(powers, powers)
+        ratio = powers[:, 0] / powers[:, 1]
+        quarters = found["R by quarter of brightness"]
+        assert np.mean([mean for mean, _ in quarters]) == pytest.approx(ratio.mean())
+        assert np.isfinite(quarters).all()
+
     def test_program(self, tmp_path, monkeypatch):
         monkeypatch.setattr(polarisation, "DISC_NSIDE", 2)
         monkeypatch.setattr(polarisation, "PATCH_NSIDE", 2)
