@@ -7,18 +7,19 @@ where it is wanted, and each block is the same whatever else is drawn.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pysm_vae.sky.cover import Rectangle
 from pysm_vae.sky.tiling import CELLS
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
 
-#: Pixels a side of the blocks in which grids are refined, coarser ones as a whole. On small blocks
-#: much of the work is for their margins.
+#: Pixels a side of the blocks of latents that have a key of their own, up to the whole of a grid.
 WHOLE = 8 * CELLS
-#: The same from this octave on, where large blocks would draw much that nobody asked for.
+#: The same from this octave on, where large blocks would have much that nobody asked for.
 BLOCK = 4 * CELLS
 SMALL_FROM = 4
 
@@ -116,31 +117,26 @@ class Canvas:
         self._conditioned = conditioned
 
     def draw(
-        self, whole: int, depth: int = 0, wanted: np.ndarray | None = None
+        self, octaves: Sequence[Sequence[Rectangle]], whole: int | None = None
     ) -> Iterator[np.ndarray]:
         """Draw the fields, coarse to fine.
 
         Parameters
         ----------
-        whole : int
-            Octaves that are drawn on all of the chart.
-        depth : int
-            Octaves of the finest grid, if it is finer than that.
-        wanted : ndarray of bool, shape (CELLS, CELLS)
-            Cells of which the finest grid is wanted.
+        octaves : sequence of sequence of Rectangle
+            Where each octave is drawn; see :mod:`pysm_vae.sky.cover`.
+        whole : int, optional
+            So many octaves are, where they are not drawn, as the coarser ones have it; finer ones
+            are zero there. All of them, by default.
 
         Yields
         ------
         ndarray, float32, shape (fields, size, size)
-            After 1, 2, … octaves: ``CELLS`` times two to that power pixels a side. Blocks that
-            neither are wanted nor bear on what is are zero.
+            After 1, 2, … octaves: ``CELLS`` times two to that power pixels a side.
         """
         field = self._coarsest()
-        needed = [np.ones((_blocks(level),) * 2, bool) for level in range(whole)]
-        if depth > whole:
-            needed += _needed(depth, wanted, self.generator.reach)[whole:]
-        for level, blocks in enumerate(needed):
-            field = self._refine(field, level, blocks)
+        for level, rectangles in enumerate(octaves):
+            field = self._refine(field, level, rectangles, whole is None or level < whole)
             yield field
 
     def _coarsest(self) -> np.ndarray:
@@ -159,38 +155,129 @@ class Canvas:
     def _places(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
         return [(self.tile, FIELDS.index(name), octave, row, column) for name in self.fields]
 
-    def _refine(self, field: np.ndarray, level: int, blocks: np.ndarray) -> np.ndarray:
-        """One octave more, in the blocks that are needed."""
+    def _refine(
+        self, field: np.ndarray, level: int, rectangles: Sequence[Rectangle], whole: bool
+    ) -> np.ndarray:
+        """One octave more, in some rectangles."""
         size, reach = field.shape[-1], self.generator.reach
-        block = size // len(blocks)
-        shape = (block, block, self.generator.network.latents)
-        # Whole blocks of latents, as each is drawn from its own key, with room for the margins.
-        drawn: dict[tuple[int, int], np.ndarray] = {}
         number = len(self.fields)
+        # Where a part of a fine grid is left out, nothing should cost anything.
         finer = np.zeros((number, 2 * size, 2 * size), np.float32)
-        for row in np.flatnonzero(blocks.any(axis=1)).tolist():
-            # What is above the row before is done with.
-            drawn = {key: latents for key, latents in drawn.items() if key[0] >= row - 1}
-            columns = np.flatnonzero(blocks[row]).tolist()
-            around = {column: list(_around((row, column), reach, block)) for column in columns}
-            # Beyond the chart are the latents of its other side: as good as any.
-            seen = {(i % len(blocks), j % len(blocks)) for each in around.values() for i, j in each}
-            missing = sorted(seen - drawn.keys())
-            # All of a row at once, which keeps all cores busy.
-            places = [place for key in missing for place in self._places(level + 1, *key)]
-            found = seeded_latents([shape], places, self.seed)[0]
-            drawn |= dict(zip(missing, found.reshape(len(missing), number, *shape), strict=True))
-            for column in columns:
-                corner = row * block, column * block
-                latents = np.zeros((number, block + 2 * reach, block + 2 * reach, shape[-1]), "f4")
-                for i, j in around[column]:
-                    source = drawn[i % len(blocks), j % len(blocks)]
-                    _paste(latents, source, (i * block, j * block), corner, reach)
-                window = [_mirrored(place, block, reach, size) for place in corner]
-                coarse = field[:, window[0][:, None], window[1]]
-                rows, cols = (slice(2 * place, 2 * (place + block)) for place in corner)
-                finer[:, rows, cols] = self.generator.refine(coarse, latents, level, reach)
+        if whole:
+            finer.reshape(number, size, 2, size, 2)[:] = field[:, :, None, :, None]
+        latents = _Latents(self, level)
+        for strip in _strips(rectangles):
+            windows = [_Window(each, reach, size) for each in strip]
+            latents.keep(windows)
+            for window in windows:
+                coarse = field[:, window.rows[:, None], window.columns]
+                drawn = self.generator.refine(coarse, latents.of(window), level, reach)
+                top, bottom, left, right = window.rectangle
+                finer[:, 2 * top : 2 * bottom, 2 * left : 2 * right] = drawn
         return finer
+
+
+class _Window:
+    """A rectangle with its margins.
+
+    Attributes
+    ----------
+    rectangle : Rectangle
+        Without them.
+    corner : (int, int)
+        First row and column with them, which may lie beyond the chart.
+    shape : (int, int)
+        With them.
+    rows, columns : ndarray of int
+        Pixels of the chart that are seen; beyond it, its mirror image.
+    """
+
+    def __init__(self, rectangle: Rectangle, margin: int, size: int) -> None:
+        self.rectangle = rectangle
+        top, bottom, left, right = rectangle
+        self.corner = top - margin, left - margin
+        self.shape = bottom - top + 2 * margin, right - left + 2 * margin
+        self.rows, self.columns = (
+            _mirrored(np.arange(first, first + number), size)
+            for first, number in zip(self.corner, self.shape, strict=True)
+        )
+
+    def blocks(self, side: int) -> Iterator[tuple[int, int]]:
+        """Blocks of the grid that it touches, some of them beyond the chart."""
+        rows, columns = (
+            range(first // side, -(-(first + number) // side))
+            for first, number in zip(self.corner, self.shape, strict=True)
+        )
+        return itertools.product(rows, columns)
+
+
+class _Latents:
+    """Latents of one octave of a chart: blocks of them, each drawn from its own key.
+
+    Parameters
+    ----------
+    canvas : Canvas
+        What is drawn.
+    level : int
+        Number of the octave.
+    """
+
+    def __init__(self, canvas: Canvas, level: int) -> None:
+        self._canvas = canvas
+        self._level = level
+        size = CELLS << level
+        self._side = min(size, BLOCK if level >= SMALL_FROM else WHOLE)
+        self._blocks = size // self._side
+        self._drawn: dict[tuple[int, int], np.ndarray] = {}
+
+    def _key(self, block: tuple[int, int]) -> tuple[int, int]:
+        # Beyond the chart are the latents of its other side: as good as any.
+        return block[0] % self._blocks, block[1] % self._blocks
+
+    def keep(self, windows: Sequence[_Window]) -> None:
+        """Have the latents of some windows, and no others."""
+        keys = {self._key(block) for window in windows for block in window.blocks(self._side)}
+        self._drawn = {key: drawn for key, drawn in self._drawn.items() if key in keys}
+        missing = sorted(keys - self._drawn.keys())
+        canvas = self._canvas
+        # All at once, which keeps all cores busy.
+        places = [place for key in missing for place in canvas._places(self._level + 1, *key)]
+        shape = (self._side, self._side, canvas.generator.network.latents)
+        (found,) = seeded_latents([shape], places, canvas.seed)
+        found = found.reshape(len(missing), len(canvas.fields), *shape)
+        self._drawn |= dict(zip(missing, found, strict=True))
+
+    def of(self, window: _Window) -> np.ndarray:
+        """Latents of one of the windows, (fields, rows, columns, latents)."""
+        canvas, side = self._canvas, self._side
+        found = np.empty(
+            (len(canvas.fields), *window.shape, canvas.generator.network.latents), np.float32
+        )
+        for block in window.blocks(side):
+            (rows, own_rows), (columns, own_columns) = (
+                _overlap(first, number, side * place, side)
+                for first, number, place in zip(window.corner, window.shape, block, strict=True)
+            )
+            source = self._drawn[self._key(block)]
+            found[:, rows, columns] = source[:, own_rows, own_columns]
+        return found
+
+
+def _overlap(first: int, number: int, start: int, side: int) -> tuple[slice, slice]:
+    """Where a span and a block overlap, in the one and in the other."""
+    low, high = max(first, start), min(first + number, start + side)
+    return slice(low - first, high - first), slice(low - start, high - start)
+
+
+def _strips(rectangles: Sequence[Rectangle]) -> Iterator[list[Rectangle]]:
+    """Rectangles that follow each other and have the same rows."""
+    for _, strip in itertools.groupby(rectangles, key=lambda each: each.top):
+        yield list(strip)
+
+
+def _mirrored(places: np.ndarray, size: int) -> np.ndarray:
+    """Rows of a chart, or columns, at any places: beyond it, those of its mirror image."""
+    return np.minimum(np.abs(places + 0.5) - 0.5, 2 * size - 1 - places).astype(int)
 
 
 def mosaic(
@@ -226,66 +313,3 @@ def mosaic(
                 rows = slice(y + step, y + step + generator.size)
                 field[number, rows, x + step : x + step + generator.size] += window * patch
     return field[:, step : step + size, step : step + size]
-
-
-def _blocks(level: int) -> int:
-    """Blocks a side of the grid that an octave refines."""
-    size = CELLS << level
-    return max(1, size // (BLOCK if level >= SMALL_FROM else WHOLE))
-
-
-def _needed(depth: int, wanted: np.ndarray, reach: int) -> list[np.ndarray]:
-    """Which blocks of each octave are to be drawn, coarse to fine."""
-    needed: list[np.ndarray] = []
-    for level in reversed(range(depth)):
-        number = _blocks(level)
-        blocks = np.zeros((number, number), bool)
-        if level == depth - 1:
-            for place in np.argwhere(wanted) * number / CELLS:
-                low, high = np.floor(place), np.ceil(place + number / CELLS)
-                blocks[int(low[0]) : int(high[0]), int(low[1]) : int(high[1])] = True
-        else:
-            # The windows of the finer octave's blocks, on this one's grid of finer pixels.
-            size = CELLS << (level + 1)
-            side, window = size // number, size // len(needed[-1])
-            for row, column in np.argwhere(needed[-1]):
-                spans = []
-                for place in (row, column):
-                    first = (place * window - reach) // side
-                    last = ((place + 1) * window + reach - 1) // side
-                    spans.append(slice(max(0, first), last + 1))
-                blocks[tuple(spans)] = True
-        needed.append(blocks)
-    return needed[::-1]
-
-
-def _around(block: tuple[int, int], reach: int, side: int) -> Iterator[tuple[int, int]]:
-    """Blocks that a window of a block with its margins touches, some of them beyond the chart."""
-    more = -(-reach // side)
-    for i in range(block[0] - more, block[0] + more + 1):
-        for j in range(block[1] - more, block[1] + more + 1):
-            yield i, j
-
-
-def _mirrored(place: int, block: int, reach: int, size: int) -> np.ndarray:
-    """Rows of a window at a place with its margins; beyond the chart, its mirror image."""
-    rows = np.arange(place - reach, place + block + reach)
-    return np.minimum(np.abs(rows + 0.5) - 0.5, 2 * size - 1 - rows).astype(int)
-
-
-def _paste(
-    window: np.ndarray,
-    source: np.ndarray,
-    corner: tuple[int, int],
-    place: tuple[int, int],
-    reach: int,
-) -> None:
-    """Copy what a window at ``place``, with its margins, sees of a source at ``corner``."""
-    into, out_of = [], []
-    for axis in (0, 1):
-        start = place[axis] - reach
-        low = max(start, corner[axis])
-        high = min(start + window.shape[axis + 1], corner[axis] + source.shape[axis + 1])
-        into.append(slice(low - start, high - start))
-        out_of.append(slice(low - corner[axis], high - corner[axis]))
-    window[:, into[0], into[1]] = source[:, out_of[0], out_of[1]]

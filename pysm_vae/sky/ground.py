@@ -21,6 +21,7 @@ from pysm_vae.sky.calibration import (
     pattern_power,
 )
 from pysm_vae.sky.canvas import Between, Canvas
+from pysm_vae.sky.cover import whole_chart
 from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
@@ -325,7 +326,8 @@ class Ground:
 
     def _drawn_for_template(self, tile: int, seed: int, depth: int) -> np.ndarray:
         """Fields drawn for the template on a chart, less the template's own."""
-        *_, fields = self.canvas(tile, seed, conditioned=3).draw(depth)
+        octaves = whole_chart(depth, self.generator.reach)
+        *_, fields = self.canvas(tile, seed, conditioned=3).draw(octaves)
         return fields - self.large.target(tile, depth)
 
     def _calm(self, tile: int, depth: int) -> np.ndarray:

@@ -50,7 +50,7 @@ class LargeScales:
     ----------
     size : int
         Pixels a side of the charts' grids.
-    splines : ndarray, shape (12, 4, size, size)
+    splines : ndarray, float32, shape (12, 4, size, size)
         Cubic B-spline coefficients on each chart of the roughness (over its median over the sky,
         within ``ROUGHNESS_RANGE``) and of i, q and u in the chart's frame.
     """
@@ -72,7 +72,9 @@ class LargeScales:
             self._measure_roughness(generator, split)
         self._targets: dict[tuple[int, int], np.ndarray] = {}
         self._fields = [self._sample(tile) for tile in range(tiling.ntiles)]
-        self.splines = np.array([[spline(field) for field in each[:4]] for each in self._fields])
+        self.splines = np.array(
+            [[spline(field) for field in each[:4]] for each in self._fields], np.float32
+        )
 
     def target(self, tile: int, depth: int) -> np.ndarray:
         """The map that T is drawn for, at the pixels of a chart's grid.

@@ -20,7 +20,7 @@ from pysm_vae.sky.planes import Plane, Spectra
 from pysm_vae.sky.seams import seam_gains
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import SPLIT, handover
-from pysm_vae.sky.tiling import Tiling, see, spline_values_at
+from pysm_vae.sky.tiling import Tiling, at, see, spot
 from pysm_vae.vae.generator import Generator
 
 #: Fluctuations beyond the first number of standard deviations saturate, and end at the second.
@@ -167,13 +167,14 @@ def _add(
     npix, number = vectors.shape[0], coarse.shape[0]
     weights, places, turns = np.empty(npix), np.empty((npix, 2)), np.empty((npix, 2))
     see(vectors, tile, centres, easts, norths, overlap, weights, places, turns)
-    small, finer, gains = np.empty(number), np.zeros(number), np.empty(number)
+    gains = np.empty(number)
     for p in range(npix):
         if weights[p] == 0.0:
             continue
-        spline_values_at(coarse, places[p], small)
-        if fine.shape[1] > 0:
-            spline_values_at(fine, places[p], finer)
+        on_coarse, on_fine = spot(coarse.shape[1], places[p]), spot(fine.shape[1], places[p])
         seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
         for k in range(number):
-            maps[k, where[p]] += weights[p] * gains[k] * (small[k] + finer[k])
+            value = float(at(coarse[k], on_coarse))
+            if fine.shape[1] > 0:
+                value += at(fine[k], on_fine)
+            maps[k, where[p]] += weights[p] * gains[k] * value

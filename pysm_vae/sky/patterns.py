@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeAlias
 
 import healpy as hp
 import numpy as np
-import scipy.ndimage
 
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
+from pysm_vae.sky.cover import SQUARES, blocks, chart_cover, with_halos
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
 from pysm_vae.sky.seams import (
@@ -27,7 +27,7 @@ from pysm_vae.sky.seams import (
     seam_fade,
     steep_gain,
 )
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, directions, local_scale, occupied
+from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, directions, local_scale
 from pysm_vae.threads import in_order, over, threads
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
@@ -36,8 +36,6 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 BAND_LIMIT = 1.9
 #: Octaves of the finest grids, for nside 8192.
 MAX_DEPTH = 8
-# Squares a cell in which pixels are looked for.
-_SQUARES = 4
 # Charts are drawn at the same time as far as they fit in so many bytes; each takes some copies of
 # its finest grid.
 _CHARTS_MEMORY = 1_500_000_000
@@ -224,13 +222,13 @@ class Patterns(ABC):
         if not self.generator.conditional:
             coarse = mosaic(self.generator, tile, self.seed, self.fields)
         else:
-            blocks = wanted = None
+            cover = chart_cover(self.tiling, tile, self.depth, self.generator.reach)
+            drawn = cover.octaves
             if self.depth > depth:
-                blocks = self._blocks(tile, places)
+                found = blocks(self.tiling, tile, places)
                 # Whatever a block's filters see is drawn, so that it is the same for any pixels.
-                wanted = _cells(blocks)
-            octaves = self._canvas(tile).draw(depth, self.depth, wanted)
-            for number, finest in enumerate(octaves, start=1):
+                drawn = cover.part(with_halos(found), depth)
+            for number, finest in enumerate(self._canvas(tile).draw(drawn, depth), start=1):
                 if number == depth:
                     coarse = finest
             coarse = self._own(tile, coarse)
@@ -238,7 +236,7 @@ class Patterns(ABC):
         patterns = self._plane.fields(self._filtered(self._plane, self._filters, coarse))
         fine = patterns[:, :0, :0]
         if self.depth > depth:
-            fine = self._fine_patterns(finest, blocks)
+            fine = self._fine_patterns(finest, found)
         each = [slice(f, f + 1) for f in range(len(patterns))[self.turned]]
         splines, numbers = local_energy(patterns, [*self.groups, *each])
         shared = len(self.groups)
@@ -280,43 +278,30 @@ class Patterns(ABC):
         values[~plain] += seam_fade(view.weights) * coarse[~plain]
         return values
 
-    def _blocks(self, tile: int, places: np.ndarray | None) -> np.ndarray:
-        """Blocks of a fine grid in which, or right beside which, patterns are wanted."""
-        # The spline needs two pixels more; a square is at least that.
-        size = _SQUARES * CELLS
-        if places is None:
-            wanted = self.tiling.window_on(tile, size) > 0
-            # Where a window has weight at all it has some in the middle of the square or the next.
-            near = scipy.ndimage.binary_dilation(wanted, np.ones((5, 5)))
-        else:
-            near = scipy.ndimage.binary_dilation(occupied(places, size), np.ones((3, 3)))
-        number = CELLS // BLOCK_CELLS
-        return near.reshape(number, size // number, number, size // number).any(axis=(1, 3))
-
-    def _fine_patterns(self, fields: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    def _fine_patterns(self, fields: np.ndarray, found: np.ndarray) -> np.ndarray:
         """What a fine grid adds to the patterns, in some blocks of a chart."""
-        size = fields.shape[1]
-        side, halo = BLOCK_CELLS << self.depth, int(HALO_CELLS * 2**self.depth)
+        size, piece = fields.shape[1], self._block.size
+        halo = int(HALO_CELLS * 2**self.depth)
         coordinates = axis(size)
         # Not `zeros_like`, which would fill what is hardly ever read.
         patterns = np.zeros(fields.shape, fields.dtype)
-        for row, column in np.argwhere(blocks):
-            spans, window = [], []
-            for number in (row, column):
-                start = number * side - halo
-                spans.append(slice(max(0, start), min(size, start + side + 2 * halo)))
-                window.append(slice(spans[-1].start - start, spans[-1].stop - start))
-            rows, columns = spans
-            piece = np.zeros((len(fields), self._block.size, self._block.size), np.float32)
+        for corner in (found * 2**self.depth // SQUARES).tolist():
+            # Blocks may leave the chart, where there is nothing.
+            (rows, own_rows), (columns, own_columns) = (
+                _within(first - halo, piece, size) for first in corner
+            )
+            block = np.zeros((len(fields), piece, piece), np.float32)
             stretch = self._stretch(coordinates[rows], coordinates[columns])
-            piece[:, window[0], window[1]] = fields[:, rows, columns] * stretch
-            waves = self._filtered(self._block, self._block_filters, piece)
+            block[:, own_rows, own_columns] = fields[:, rows, columns] * stretch
+            waves = self._filtered(self._block, self._block_filters, block)
             if len(waves[self.turned]):
                 waves[self.turned] = self._block.stokes(*waves[self.turned])
-            piece = self._block.fields(waves)
-            inner = slice(halo, halo + side)
-            rows, columns = (slice(number * side, (number + 1) * side) for number in (row, column))
-            patterns[:, rows, columns] = piece[:, inner, inner]
+            inner = slice(halo, piece - halo)
+            block = self._block.fields(waves)[:, inner, inner]
+            (rows, own_rows), (columns, own_columns) = (
+                _within(first, piece - 2 * halo, size) for first in corner
+            )
+            patterns[:, rows, columns] = block[:, own_rows, own_columns]
         return patterns
 
     def _stretch(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -334,13 +319,7 @@ def _band_limit(depth: int) -> float:
     return CUT[0] * np.pi * 2**depth / (CELL * MEAN_SCALE)
 
 
-def _cells(blocks: np.ndarray) -> np.ndarray:
-    """Cells of a chart that blocks of a fine grid, with their halos, are made of."""
-    cells = np.zeros((CELLS, CELLS), bool)
-    for row, column in np.argwhere(blocks) * BLOCK_CELLS:
-        rows, columns = (
-            slice(max(0, int(np.floor(start - HALO_CELLS))), start + BLOCK_CELLS + 2)
-            for start in (row, column)
-        )
-        cells[rows, columns] = True
-    return cells
+def _within(first: int, number: int, size: int) -> tuple[slice, slice]:
+    """What a span has of a grid: where on the grid, and where in the span."""
+    low, high = max(0, first), min(size, first + number)
+    return slice(low, high), slice(low - first, high - first)

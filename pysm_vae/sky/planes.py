@@ -34,7 +34,7 @@ MEAN_SCALE = 0.958
 #: Octaves of the finest grid of whole charts: 16 pixels a cell.
 COARSE_DEPTH = 4
 #: Cells of a block of a finer grid, and of the halo that its filters need.
-BLOCK_CELLS = 5
+BLOCK_CELLS = 6
 HALO_CELLS = 1.5
 # Where, and within which width, blocks take over from the whole chart.
 _TAKE_OVER = (570.0, 180.0)

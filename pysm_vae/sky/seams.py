@@ -45,7 +45,7 @@ import numpy as np
 import scipy.ndimage
 
 from pysm_vae.sky.planes import spline_values
-from pysm_vae.sky.tiling import CELLS, axis, smooth_step, spline_values_at
+from pysm_vae.sky.tiling import CELLS, at, axis, smooth_step, spot
 from pysm_vae.threads import over
 
 #: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
@@ -280,12 +280,12 @@ def seam_gains(splines, numbers, weight, chart, place, gains):
         return
     # As if no more than two charts met.
     diluted = 1.0 - _DILUTION[0] * _other(chart) - _DILUTION[1] * _other(weight) ** 2
-    spline_values_at(splines, place, gains)
+    where = spot(splines.shape[1], place)
     for g in range(len(gains)):
         mean, variance, counted, kurtosis = numbers[g]
         if kurtosis == 0.0:
             gains[g] = 1.0
             continue
         stretch = _stretch(kurtosis, diluted, variance)
-        above = _exponent(stretch) * (math.log(gains[g]) - mean)
+        above = _exponent(stretch) * (math.log(at(splines[g], where)) - mean)
         gains[g] = min(math.exp(0.5 * (above - 0.5 * stretch * counted)), _BRIGHTER / weight)

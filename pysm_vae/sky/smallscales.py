@@ -15,12 +15,12 @@ import numpy as np
 from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.ground import BRIGHTEST, shared_ground
-from pysm_vae.sky.largescales import spline
+from pysm_vae.sky.largescales import finer, spline
 from pysm_vae.sky.patterns import Adding, Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
 from pysm_vae.sky.seams import Energy, seam_fade, seam_gains, steep_gain
 from pysm_vae.sky.templates import SPLIT, Template
-from pysm_vae.sky.tiling import CELLS, see, spline_values_at
+from pysm_vae.sky.tiling import CELLS, at, see, spot
 from pysm_vae.threads import over
 from pysm_vae.vae.generator import Generator
 
@@ -95,19 +95,20 @@ class SmallScales(Patterns):
         return self.ground.waves(plane, filters, fields)
 
     def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
+        large = self.ground.large.splines[tile]
         if self.ground.levels.any():
             layers = self.layers(tile, places)
-            offset = np.ascontiguousarray(spline(self._offset(tile, layers.coarse[0]))[None])
+            mean = self._offset(tile, layers.coarse[0])
         else:
             # At the ends of the windows a spline needs a pixel that a grid of cells has not.
             size = 2 * CELLS
-            offset, nothing = np.zeros((1, size, size)), np.zeros((3, size, size), np.float32)
+            mean, nothing = np.zeros_like(large[0]), np.zeros((3, size, size), np.float32)
             # A kurtosis of zero: no gains.
             energy = Energy(np.ones((2, size, size)), np.zeros((2, 4)))
             layers = Layers(nothing, nothing[:, :0, :0], energy)
         patterns = layers.coarse, layers.fine, *layers.energy
-        ground = self.ground.crowded, self.ground.polarisation
-        chart = self.ground.large.splines[tile], offset, *patterns, *ground
+        ground = np.concatenate([large, mean[None]])
+        chart = ground, *patterns, self.ground.crowded, self.ground.polarisation
 
         def add(vectors: np.ndarray, where: np.ndarray, maps: np.ndarray) -> None:
             _add(*(vectors, tile, *self.tiling.geometry, *chart, where, maps))
@@ -115,52 +116,61 @@ class SmallScales(Patterns):
         return add
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
-        """What keeps the mean intensity, of the spline coefficients of T."""
+        """What keeps the mean intensity, of the spline coefficients of T: a spline as well."""
         large = self.ground.large
         # Smooth enough to be the same in the pixels between its own.
         known = min(self._plane.depth, large.depth)
         rough, _ = large.values(tile, known)
-        finer = 2 ** (self._plane.depth - known)
-        return self.ground.offset(spline_values(t) * np.kron(rough, np.ones((finer, finer), "f4")))
+        block = 2 ** (self._plane.depth - known)
+        offset = self.ground.offset(
+            spline_values(t) * np.kron(rough, np.ones((block, block), np.float32))
+        )
+        return spline(finer(offset, large.size // len(offset))).astype(np.float32)
 
 
 @numba.njit(cache=True, error_model="numpy", nogil=True)
 def _add(
     vectors, tile, centres, easts, norths, overlap,
-    large, offset, coarse, fine, energies, numbers, crowded, polarisation, where, maps,
+    ground, coarse, fine, energies, numbers, crowded, polarisation, where, maps,
 ):  # fmt: skip
     """Add one chart's fields at some points."""
     npix = vectors.shape[0]
     weights, places, turns = np.empty(npix), np.empty((npix, 2)), np.empty((npix, 2))
     see(vectors, tile, centres, easts, norths, overlap, weights, places, turns)
-    ground, mean = np.empty(4), np.empty(1)
-    small, finer, gains = np.empty(3), np.zeros(3), np.empty(2)
+    gains = np.empty(2)
     for p in range(npix):
-        if weights[p] == 0.0:
+        weight = weights[p]
+        if weight == 0.0:
             continue
-        spline_values_at(large, places[p], ground)
-        spline_values_at(offset, places[p], mean)
-        spline_values_at(coarse, places[p], small)
+        # Field by field, which is faster than any loop; and from here on in double precision.
+        on = spot(ground.shape[1], places[p])
+        rough, i = float(at(ground[0], on)), float(at(ground[1], on))
+        large_q, large_u = float(at(ground[2], on)), float(at(ground[3], on))
+        mean = float(at(ground[4], on))
+        on = spot(coarse.shape[1], places[p])
+        small_t, small_q, small_u = at(coarse[0], on), at(coarse[1], on), at(coarse[2], on)
+        fine_t = fine_q = fine_u = np.float32(0.0)
         if fine.shape[1] > 0:
-            spline_values_at(fine, places[p], finer)
-        seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
-        share = weights[p] * weights[p]
-        crowding = 1.0 / math.sqrt(1.0 + math.exp(ground[1] - crowded))
-        factor = weights[p] * crowding
-        # Both are 1 on most of the sky.
-        steep = fade = 1.0
-        if weights[p] < 1.0:
-            steep, fade = steep_gain(weights[p]), seam_fade(weights[p])
-        t = crowding * ground[0] * gains[0] * (steep * small[0] + finer[0])
+            on = spot(fine.shape[1], places[p])
+            fine_t, fine_q, fine_u = at(fine[0], on), at(fine[1], on), at(fine[2], on)
+        # On most of the sky all these are 1.
+        steep = fade = gains[0] = gains[1] = 1.0
+        if weight < 1.0:
+            seam_gains(energies, numbers, weight, weight, places[p], gains)
+            steep, fade = steep_gain(weight), seam_fade(weight)
+        share = weight * weight
+        crowding = 1.0 / math.sqrt(1.0 + math.exp(i - crowded))
+        factor = weight * crowding
+        t = crowding * rough * gains[0] * (steep * small_t + fine_t)
         if t > KNEE:
             t = KNEE + RANGE * math.tanh((t - KNEE) / RANGE)
-        polarised = (ground[2] ** 2 + ground[3] ** 2) / polarisation**2
+        polarised = (large_q**2 + large_u**2) / polarisation**2
         modulation = crowding * math.sqrt(0.5 * (1.0 + polarised))
-        weight = weights[p] * gains[1]
-        q = share * ground[2] + modulation * (fade * small[1] + weight * finer[1])
-        u = share * ground[3] + modulation * (fade * small[2] + weight * finer[2])
+        own = weight * gains[1]
+        q = share * large_q + modulation * (fade * small_q + own * fine_q)
+        u = share * large_u + modulation * (fade * small_u + own * fine_u)
         pixel = where[p]
-        maps[0, pixel] += share * ground[1] + weights[p] * t + factor * factor * mean[0]
+        maps[0, pixel] += share * i + weight * t + factor * factor * mean
         maps[1, pixel] += turns[p, 0] * q - turns[p, 1] * u
         maps[2, pixel] += turns[p, 1] * q + turns[p, 0] * u
 

@@ -211,7 +211,9 @@ def _evaluate(start, stop, coeffs, places, turns, out):
     nfields = coeffs.shape[0]
     values = np.empty(nfields)
     for p in range(start, stop):
-        spline_values_at(coeffs, places[p], values)
+        where = spot(coeffs.shape[1], places[p])
+        for f in range(nfields):
+            values[f] = at(coeffs[f], where)
         if nfields > 2:
             q, u = values[nfields - 2], values[nfields - 1]
             values[nfields - 2] = turns[p, 0] * q - turns[p, 1] * u
@@ -221,44 +223,55 @@ def _evaluate(start, stop, coeffs, places, turns, out):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def spline_values_at(coeffs, place, values):
-    """Fill ``values`` with those of a chart's cubic splines at one place; for compiled code.
+def spot(size, place):
+    """Find a place on a chart's grid of ``size`` pixels a side; for compiled code.
 
-    ``coeffs`` has shape (nfields, size, size).
+    Gives the first row and column of the 16 pixels whose cubic B-splines are not zero there, and
+    the splines' values along rows and columns. :func:`at` takes it.
     """
-    nfields, _, size = coeffs.shape
     scale = size / (CELLS * CELL)
     x = 0.5 * (size - 1) + place[0] * scale
     y = 0.5 * (size - 1) + place[1] * scale
     ix, iy = math.floor(x), math.floor(y)
-    across, down = _taps(x - ix), _taps(y - iy)
+    down, across = _taps(np.float32(y - iy)), _taps(np.float32(x - ix))
     # Unsigned, so that no access is looked at for a negative index.
-    first, top, one = np.uintp(ix - 1), np.uintp(iy - 1), np.uintp(1)
-    second = first + one
+    return np.uintp(iy - 1), np.uintp(ix - 1), down, across
+
+
+# A sum in another order is as good, and lets the compiler work on four columns at a time; which
+# order that is does not depend on the place. In loops over fields it tries to work on several
+# fields instead, which is several times slower.
+@numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def at(coeffs, where):
+    """Value of a cubic spline at a :func:`spot`; for compiled code.
+
+    ``coeffs`` has shape (size, size); single precision is the fastest.
+    """
+    top, j0, (d0, d1, d2, d3), (a0, a1, a2, a3) = where
+    one = np.uintp(1)
+    second = top + one
     third = second + one
-    last = third + one
-    for f in range(nfields):
-        total = 0.0
-        for j in range(np.uintp(4)):
-            row = coeffs[f, top + j]
-            total += down[j] * (
-                across[0] * row[first]
-                + across[1] * row[second]
-                + across[2] * row[third]
-                + across[3] * row[last]
-            )
-        values[f] = total
+    r0, r1, r2, r3 = coeffs[top], coeffs[second], coeffs[third], coeffs[third + one]
+    j1 = j0 + one
+    j2 = j1 + one
+    j3 = j2 + one
+    c0 = d0 * r0[j0] + d1 * r1[j0] + d2 * r2[j0] + d3 * r3[j0]
+    c1 = d0 * r0[j1] + d1 * r1[j1] + d2 * r2[j1] + d3 * r3[j1]
+    c2 = d0 * r0[j2] + d1 * r1[j2] + d2 * r2[j2] + d3 * r3[j2]
+    c3 = d0 * r0[j3] + d1 * r1[j3] + d2 * r2[j3] + d3 * r3[j3]
+    return a0 * c0 + a1 * c1 + a2 * c2 + a3 * c3
 
 
 @numba.njit(cache=True, error_model="numpy")
 def _taps(u):
     """Weights of the four cubic B-splines that are non-zero at fraction ``u`` of a pixel."""
-    v = 1.0 - u
+    one, three, four, six = np.float32(1), np.float32(3), np.float32(4), np.float32(6)
+    v = one - u
     return (
-        v * v * v / 6.0,
-        (4.0 + u * u * (3.0 * u - 6.0)) / 6.0,
-        (4.0 + v * v * (3.0 * v - 6.0)) / 6.0,
-        u * u * u / 6.0,
+        v * v * v / six,
+        (four + u * u * (three * u - six)) / six,
+        (four + v * v * (three * v - six)) / six,
+        u * u * u / six,
     )
 
 
@@ -458,8 +471,14 @@ class Tiling:
         float32 array, shape (size, size)
             Read-only.
         """
-        # The neighbours of charts 1 to 5 lie alike, and those of all others like these upside down.
-        return _pentagon(self.overlap, size, 1 if 1 <= tile <= 5 else 0)
+        return _pentagon(self.overlap, size, self.kind(tile))
+
+    def kind(self, tile: int) -> int:
+        """The first chart whose window has the shape of this one's, and lies alike.
+
+        The neighbours of charts 1 to 5 lie alike, and those of all others like these upside down.
+        """
+        return 1 if 1 <= tile <= 5 else 0
 
     def turns(self, tile: int, vectors: np.ndarray) -> np.ndarray:
         r"""How a chart's axes are turned from the sky's at any points.

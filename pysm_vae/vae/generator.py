@@ -264,7 +264,7 @@ class Generator:
         refined = []
         for start in range(0, len(coarse), together):
             part = coarse[start : start + together]
-            function = self._refining(min(level, repeated), margin, part.shape)
+            function = self._refining(min(level, repeated), margin)
             refined.append(function(part, latents[start : start + together]))
         return np.concatenate(refined)
 
@@ -412,16 +412,22 @@ class Generator:
 
         return self._graph(("decode", conditional), decode, shapes)
 
-    def _refining(self, level: int, margin: int, shape: tuple[int, ...]) -> Any:
+    def _refining(self, level: int, margin: int) -> Any:
         network = self.network
 
         def refine(coarse: Any, latents: Any) -> Any:
             return network.refine(coarse, latents, self.diffuse, level, margin)
 
-        return self._graph(("refine", level, margin), refine, [shape, (*shape, network.latents)])
+        # One graph for windows of any size: there are many sizes, and each would be traced.
+        anywhere = None, None, None
+        shapes = [anywhere, (*anywhere, network.latents)]
+        return self._graph(("refine", level, margin), refine, shapes)
 
     def _graph(
-        self, key: tuple[Any, ...], function: Callable[..., Any], shapes: list[tuple[int, ...]]
+        self,
+        key: tuple[Any, ...],
+        function: Callable[..., Any],
+        shapes: Sequence[tuple[int | None, ...]],
     ) -> Any:
         """A function that the key names, compiled for inputs of these shapes."""
         key = (*key, *shapes)

@@ -269,7 +269,7 @@ _HAAR = np.array([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32)
 
 def haar_synthesis(coarse: Any, details: Any) -> Any:
     """Inverse of :func:`haar_analysis`."""
-    _, rows, columns, _ = coarse.shape
+    _, rows, columns, _ = ops.shape(coarse)
     quadrants = ops.reshape(coarse + ops.matmul(details, _HAAR), (-1, rows, columns, 2, 2))
     fine = ops.transpose(quadrants, (0, 1, 3, 2, 4))
     return ops.reshape(fine, (-1, 2 * rows, 2 * columns, 1))
@@ -280,7 +280,6 @@ def _box(maps: Any, width: int) -> Any:
 
     The window shrinks at the edges.
     """
-    cells = _cells_in_window(maps.shape[1:], width)
 
     def mean(maps: Any) -> Any:
         # One axis after the other, each time with the other one's cells side by side as channels:
@@ -298,6 +297,7 @@ def _box(maps: Any, width: int) -> Any:
         # gradient of a mean takes five times as long on a CPU.
         def back(*upstreams: Any, upstream: Any = None) -> Any:
             upstream = upstreams[0] if upstream is None else upstream
+            cells = _cells_in_window(ops.shape(maps)[1:], width)
             return mean(upstream / cells) * cells
 
         return mean(maps), back
@@ -317,29 +317,31 @@ def _stacked(maps: Sequence[Any]) -> Any:
     return ops.transpose(ops.stack(maps), (1, 2, 3, 0))
 
 
-def _cells_in_window(shape: tuple[int, int], width: int) -> np.ndarray:
+def _cells_in_window(shape: Sequence[Any], width: int) -> Any:
     """How many cells of a map are in the window about each, (rows, columns)."""
-    along = [np.convolve(np.ones(cells), np.ones(width))[width // 2 :][:cells] for cells in shape]
-    return np.multiply.outer(*along).astype(np.float32)
+    half = float(width // 2)
+    along = []
+    for cells in shape:
+        before = ops.cast(ops.arange(cells), "float32")
+        along.append(1.0 + ops.minimum(before, half) + ops.minimum(ops.flip(before), half))
+    return along[0][:, None] * along[1]
 
 
 def _gradient(field: Any, axis: int) -> Any:
     """Half the central difference along an axis; the one-sided one at the edges."""
-    cells = field.shape[axis]
 
-    def part(start: int, stop: int) -> Any:
+    def part(start: int | None, stop: int | None) -> Any:
         return field[:, start:stop] if axis == 1 else field[:, :, start:stop]
 
     first = part(1, 2) - part(0, 1)
-    last = part(cells - 1, cells) - part(cells - 2, cells - 1)
-    inner = 0.5 * (part(2, cells) - part(0, cells - 2))
+    last = part(-1, None) - part(-2, -1)
+    inner = 0.5 * (part(2, None) - part(None, -2))
     return ops.concatenate([first, inner, last], axis=axis)
 
 
 def _crop(field: Any, cells: int) -> Any:
     """Fields ``(n, rows, columns, c)`` without their outermost cells on each side."""
-    _, rows, columns, _ = field.shape
-    return field[:, cells : rows - cells, cells : columns - cells]
+    return field[:, cells:-cells, cells:-cells] if cells else field
 
 
 class _Step(layers.Layer):
@@ -726,7 +728,7 @@ class Octave(PatchVAE):
 
     def _wide_latents(self, z: Any) -> Any:
         """Averages of latents over wide windows, each scaled to unit variance."""
-        _, rows, columns, _ = z.shape
+        _, rows, columns, _ = ops.shape(z)
         part, _ = ops.split(z, [self.wide * len(self.WIDE_WINDOWS)], axis=-1)
         if not self.wide:
             return part
@@ -734,7 +736,7 @@ class Octave(PatchVAE):
         maps = ops.split(ops.transpose(part, (3, 0, 1, 2)), len(self.WIDE_WINDOWS), axis=0)
         for each, window in zip(maps, self.WIDE_WINDOWS, strict=True):
             averaged = _box(ops.reshape(each, (-1, rows, columns)), window)
-            averaged *= np.sqrt(_cells_in_window((rows, columns), window))
+            averaged *= ops.sqrt(_cells_in_window((rows, columns), window))
             found.append(ops.reshape(averaged, (self.wide, -1, rows, columns)))
         return ops.transpose(ops.concatenate(found, axis=0), (1, 2, 3, 0))
 

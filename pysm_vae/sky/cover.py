@@ -1,0 +1,255 @@
+"""What is drawn of a chart: a square of which a pentagon is needed, covered by rectangles.
+
+An octave is refined window by window, and each window has a margin that is drawn in vain; so
+windows are large, and lie where something is needed. Rectangles belong to the chart and to the
+depth of its grids, not to the pixels that are asked for: a part of the sky takes those that it
+touches, so that it is the same as in the full sky to the last bit. The same goes for the blocks in
+which fine grids are filtered (:mod:`pysm_vae.sky.planes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import scipy.ndimage
+
+from pysm_vae.sky.planes import BLOCK_CELLS, HALO_CELLS
+from pysm_vae.sky.tiling import CELLS, Tiling, occupied
+
+#: Squares along the side of a cell. What is needed of a chart is counted in them.
+SQUARES = 4
+#: Cells around a chart's window in which its fields are drawn. What is beyond reaches into it,
+#: through the filters, only where it ends.
+MARGIN_CELLS = 1
+#: Most rows and columns of a rectangle, in pixels of the grid that is refined: the larger, the less
+#: work for margins, and the more that a part of the sky does not need.
+LARGEST = (180, 360)
+#: The same from this octave on, where a rectangle is no more than a few cells.
+SMALLER = (120, 240)
+SMALLER_FROM = 4
+# Squares along the side of a chart.
+_SIDE = SQUARES * CELLS
+
+
+class Rectangle(NamedTuple):
+    """Pixels of the grid that an octave refines.
+
+    Attributes
+    ----------
+    top, bottom, left, right : int
+        First row and the one after the last, and the same of columns.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+class Cover:
+    """Rectangles in which the octaves of a chart are refined.
+
+    Parameters
+    ----------
+    needed : ndarray of bool, shape (SQUARES * CELLS, SQUARES * CELLS)
+        What is needed of every octave.
+    depth : int
+        How many octaves there are.
+    reach : int
+        Pixels of the coarser grid, beyond one, that decide what is drawn in it.
+
+    Attributes
+    ----------
+    octaves : list of list of Rectangle
+        Of each octave, coarse to fine: all that is needed of it, and what finer ones see of it.
+        They do not overlap; those of a strip have the same rows.
+    """
+
+    def __init__(self, needed: np.ndarray, depth: int, reach: int) -> None:
+        self._reach = reach
+        self.octaves: list[list[Rectangle]] = []
+        seen = np.zeros_like(needed)
+        for level in reversed(range(depth)):
+            octave = _rectangles(_on_grid(needed | seen, level), level)
+            self.octaves.insert(0, octave)
+            seen = self._seen(octave, level)
+
+    def part(self, wanted: np.ndarray, whole: int) -> list[list[Rectangle]]:
+        """Those rectangles that a part of a chart takes.
+
+        Parameters
+        ----------
+        wanted : ndarray of bool, shape (SQUARES * CELLS, SQUARES * CELLS)
+            The part, of the finest octave.
+        whole : int
+            Octaves of which all is taken.
+
+        Returns
+        -------
+        list of list of Rectangle
+            As :attr:`octaves`.
+        """
+        taken: list[list[Rectangle]] = []
+        for level in reversed(range(len(self.octaves))):
+            octave = self.octaves[level]
+            if level >= whole:
+                mask = _on_grid(wanted, level)
+                octave = [each for each in octave if mask[_squares(each, level, len(mask))].any()]
+            taken.insert(0, octave)
+            wanted = self._seen(octave, level)
+        return taken
+
+    def _seen(self, octave: Iterable[Rectangle], level: int) -> np.ndarray:
+        """Squares that are seen when some rectangles of an octave are refined."""
+        seen, size = np.zeros((_SIDE, _SIDE), bool), CELLS << level
+        for top, bottom, left, right in octave:
+            window = Rectangle(
+                max(0, top - self._reach),
+                min(size, bottom + self._reach),
+                max(0, left - self._reach),
+                min(size, right + self._reach),
+            )
+            seen[_squares(window, level, _SIDE)] = True
+        return seen
+
+
+def whole_chart(depth: int, reach: int) -> list[list[Rectangle]]:
+    """Rectangles that cover all of a chart; see :class:`Cover`."""
+    return _whole(depth, reach).octaves
+
+
+@lru_cache(maxsize=16)
+def _whole(depth: int, reach: int) -> Cover:
+    return Cover(np.ones((_SIDE, _SIDE), bool), depth, reach)
+
+
+def chart_cover(tiling: Tiling, tile: int, depth: int, reach: int) -> Cover:
+    """Cover of what can be seen of a chart through its window.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        The charts.
+    tile : int
+        Number of the chart.
+    depth, reach : int
+        As :class:`Cover`.
+    """
+    return _chart_cover(tiling.overlap, tiling.kind(tile), depth, reach)
+
+
+@lru_cache(maxsize=16)
+def _chart_cover(overlap: float, tile: int, depth: int, reach: int) -> Cover:
+    window = Tiling(overlap).window_on(tile, _SIDE) > 0
+    return Cover(_widened(window, MARGIN_CELLS * SQUARES), depth, reach)
+
+
+def blocks(tiling: Tiling, tile: int, places: np.ndarray | None = None) -> np.ndarray:
+    """Blocks of a fine grid in which, or right beside which, patterns are wanted.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        The charts.
+    tile : int
+        Number of the chart.
+    places : ndarray, shape (n, 2), optional
+        Where on the chart they are wanted, radians; by default wherever it has weight.
+
+    Returns
+    -------
+    ndarray of int, shape (number, 2)
+        First row and column of each, in squares of the chart, which they may leave; they have
+        ``BLOCK_CELLS`` cells a side.
+    """
+    found = _chart_blocks(tiling.overlap, tiling.kind(tile))
+    if places is None:
+        return found
+    # The spline needs two pixels more than there are places in; a square is at least that.
+    near = _widened(occupied(places, _SIDE), 1)
+    return found[[near[_block_squares(*each, halo=0)].any() for each in found.tolist()]]
+
+
+def with_halos(found: np.ndarray) -> np.ndarray:
+    """Squares of a chart that some blocks, with their halos, are made of."""
+    squares = np.zeros((_SIDE, _SIDE), bool)
+    for row, column in found.tolist():
+        squares[_block_squares(row, column, halo=int(np.ceil(HALO_CELLS * SQUARES)))] = True
+    return squares
+
+
+@lru_cache(maxsize=4)
+def _chart_blocks(overlap: float, tile: int) -> np.ndarray:
+    """All blocks of a chart: rows of them, each over what the window has there."""
+    # Where it has weight at all, a window has some in the middle of the square or of the next one.
+    window = _widened(Tiling(overlap).window_on(tile, _SIDE) > 0, 2)
+    side, top = BLOCK_CELLS * SQUARES, int(np.flatnonzero(window.any(axis=1))[0])
+    layouts = []
+    for start in range(top - side + 1, top + 1):
+        layout = []
+        for row in range(start, _SIDE, side):
+            columns = np.flatnonzero(window[max(0, row) : row + side].any(axis=0))
+            if len(columns):
+                left, width = columns[0], columns[-1] + 1 - columns[0]
+                number = -(-width // side)
+                # As far beyond the window on the one side as on the other.
+                left -= (number * side - width) // 2
+                layout += [(row, int(left) + n * side) for n in range(number)]
+        layouts.append(layout)
+    found = np.array(min(layouts, key=len))
+    found.flags.writeable = False
+    return found
+
+
+def _block_squares(row: int, column: int, *, halo: int) -> tuple[slice, slice]:
+    """Squares of a chart in which a block lies, with so many more on each side."""
+    side = BLOCK_CELLS * SQUARES
+    return tuple(slice(max(0, first - halo), first + side + halo) for first in (row, column))  # type: ignore[return-value]
+
+
+def _widened(squares: np.ndarray, by: int) -> np.ndarray:
+    """Squares and those that are so near to them, along rows and columns or both."""
+    return scipy.ndimage.binary_dilation(squares, np.ones((2 * by + 1,) * 2))
+
+
+def _on_grid(squares: np.ndarray, level: int) -> np.ndarray:
+    """Squares of a chart, as pixels of a grid that has fewer."""
+    pixels = min(CELLS << level, _SIDE)
+    block = _SIDE // pixels
+    return squares.reshape(pixels, block, pixels, block).any(axis=(1, 3))
+
+
+def _squares(rectangle: Rectangle, level: int, number: int) -> tuple[slice, slice]:
+    """Squares, of so many a side, in which a rectangle of an octave lies."""
+    size = CELLS << level
+    top, bottom, left, right = rectangle
+    return tuple(  # type: ignore[return-value]
+        slice(first * number // size, -(-last * number // size))
+        for first, last in ((top, bottom), (left, right))
+    )
+
+
+def _rectangles(needed: np.ndarray, level: int) -> list[Rectangle]:
+    """Strips about equally high, each cut into pieces about equally wide."""
+    size = CELLS << level
+    scale = size // len(needed)
+    height, width = SMALLER if level >= SMALLER_FROM else LARGEST
+    found = []
+    for top, bottom in _pieces(needed.any(axis=1), height // scale):
+        for left, right in _pieces(needed[top:bottom].any(axis=0), width // scale):
+            found.append(Rectangle(*(scale * edge for edge in (top, bottom, left, right))))
+    return found
+
+
+def _pieces(needed: np.ndarray, longest: int) -> list[tuple[int, int]]:
+    """Pieces of a row, about equally long, from the first to the last that is needed."""
+    where = np.flatnonzero(needed)
+    if not len(where):
+        return []
+    first, last = where[0], where[-1] + 1
+    edges = np.linspace(first, last, -(-(last - first) // longest) + 1)
+    return list(pairwise(np.rint(edges).astype(int).tolist()))
