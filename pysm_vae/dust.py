@@ -16,7 +16,7 @@ from pysm_vae.sky.parameters import BOUNDS, ParameterScales, bounded, neutral_sh
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.smallscales import SmallScales, Spectrum
 from pysm_vae.sky.templates import SPLIT, Template, from_log_pol_tens, load_template
-from pysm_vae.vae.generator import load_generator
+from pysm_vae.vae.generator import load_generator, one_thread_an_operation
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +225,7 @@ class VAEDust(pysm3.Model):
                 generator, self.template, seed=place, nside=nside, spectrum=spectrum, split=split
             )
 
+        one_thread_an_operation()
         small = small_scales(nside)
         self.lmax = small.lmax
         if self.lmax < 1.5 * nside:

@@ -33,11 +33,11 @@ def cores() -> set[int]:
 def threads() -> int:
     """Threads that work may use: ``OMP_NUM_THREADS`` where that is a number, else every core.
 
-    In work that :func:`in_order` has begun, its share of them.
+    In work that :func:`in_order` has begun, its share of them: among what is being made right now.
     """
     limit = os.environ.get("OMP_NUM_THREADS", "")
     known = int(limit) if limit.isdigit() and int(limit) > 0 else len(cores())
-    return max(1, known // getattr(_local, "together", 1))
+    return max(1, known // len(getattr(_local, "at_work", (None,))))
 
 
 def over(size: int, work: Callable[[int, int], None], piece: int = PIECE) -> None:
@@ -89,9 +89,15 @@ def in_order(work: Callable[[Item], Made], items: Iterable[Item], together: int)
         yield from map(work, items)
         return
 
+    at_work: set[int] = set()
+
     def shared(item: Item) -> Made:
-        _local.together = together
-        return work(item)
+        _local.at_work = at_work
+        at_work.add(threading.get_ident())
+        try:
+            return work(item)
+        finally:
+            at_work.discard(threading.get_ident())
 
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(together) as pool:

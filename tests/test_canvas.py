@@ -10,12 +10,15 @@ import pytest
 from synthetic import make_generator
 
 from pysm_vae.sky import canvas as module
+from pysm_vae.sky import cover
 from pysm_vae.sky.canvas import Between, Canvas, mosaic, seeded_latents
+from pysm_vae.sky.cover import SQUARES, Cover, whole_chart
 from pysm_vae.sky.tiling import CELLS
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
 
-# Smaller blocks than skies are made of, so that small grids have several.
+# Smaller blocks and rectangles than skies are made of, so that small grids have several.
 BLOCK = 2 * CELLS
+LARGEST = (70, 110)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +26,10 @@ def _small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WHOLE", BLOCK)
         patch.setattr(module, "BLOCK", BLOCK)
+        patch.setattr(cover, "LARGEST", LARGEST)
+        cover._whole.cache_clear()
         yield
+    cover._whole.cache_clear()
 
 
 class Noise:
@@ -54,7 +60,7 @@ def tiny(tmp_path_factory) -> Generator:
 @pytest.fixture(scope="module")
 def drawn(tiny) -> list[np.ndarray]:
     """Four octaves of all of a chart."""
-    return list(Canvas(tiny, 3, 7).draw(4))
+    return list(Canvas(tiny, 3, 7).draw(whole_chart(4, tiny.reach)))
 
 
 def block_means(fields: np.ndarray) -> np.ndarray:
@@ -63,10 +69,11 @@ def block_means(fields: np.ndarray) -> np.ndarray:
 
 
 def cells(*places: tuple[int, int]) -> np.ndarray:
+    """Squares of some cells."""
     wanted = np.zeros((CELLS, CELLS), bool)
     for place in places:
         wanted[place] = True
-    return wanted
+    return wanted.repeat(SQUARES, axis=0).repeat(SQUARES, axis=1)
 
 
 def test_octaves_double_and_keep_their_means(drawn, tiny):
@@ -90,17 +97,37 @@ def test_octaves_double_and_keep_their_means(drawn, tiny):
 )
 def test_blocks_are_the_same_whatever_else_is_drawn(drawn, tiny, wanted):
     """Bit for bit, with the last octaves drawn only where they are wanted."""
+    cover = Cover(np.ones_like(wanted), 4, tiny.reach)
     for whole in (1, 2, 3):
-        found = list(Canvas(tiny, 3, 7).draw(whole, 4, wanted))
+        found = list(Canvas(tiny, 3, 7).draw(cover.part(wanted, whole), whole))
         assert len(found) == 4
         for octave in range(whole):
             np.testing.assert_array_equal(found[octave], drawn[octave])
-        where = wanted.repeat(16, axis=0).repeat(16, axis=1)
+        where = wanted.repeat(4, axis=0).repeat(4, axis=1)
         np.testing.assert_array_equal(found[-1][:, where], drawn[-1][:, where])
         # What was left out is zero, and it was not all drawn.
         left_out = found[-1] == 0
         assert left_out.mean() > 0.2
         np.testing.assert_array_equal(found[-1][~left_out], drawn[-1][~left_out])
+
+
+def test_what_is_not_needed_is_as_the_coarser_octave_has_it(drawn, tiny):
+    needed = cells((20, 22), (21, 30))
+    for whole in (None, 2):
+        found = list(Canvas(tiny, 3, 7).draw(Cover(needed, 4, tiny.reach).octaves, whole))
+        where = needed.repeat(4, axis=0).repeat(4, axis=1)
+        np.testing.assert_allclose(found[-1][:, where], drawn[-1][:, where], atol=2e-5)
+        beyond = found[-1][:, :100]
+        expected = found[-2][:, :50].repeat(2, axis=1).repeat(2, axis=2)
+        np.testing.assert_array_equal(beyond, expected if whole is None else 0 * expected)
+        assert np.std(found[-2][:, :50]) > 0.1 or whole == 2
+
+
+def test_threads_do_not_matter(drawn, tiny, monkeypatch):
+    for number in ("1", "5"):
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        found = list(Canvas(tiny, 3, 7).draw(whole_chart(4, tiny.reach)))
+        np.testing.assert_array_equal(found[-1], drawn[-1])
 
 
 def test_blocks_fit_together(drawn, tiny):
@@ -130,7 +157,7 @@ def test_fields_charts_octaves_and_blocks_differ():
     """Latents are uncorrelated between any two keys, and the same for the same."""
 
     def details(key):
-        coarse, *finer = Canvas(Noise(), *key).draw(4)
+        coarse, *finer = Canvas(Noise(), *key).draw(whole_chart(4, Noise.reach))
         found = [coarse]
         for fine in finer:
             found.append(fine - coarse.repeat(2, axis=1).repeat(2, axis=2))
@@ -160,16 +187,21 @@ def test_offset_and_gains_are_of_t_alone(drawn, tiny, rng):
     nothing = [(share, 0 * gain) for _, gain in gains]
     white = draw_latents([(CELLS, CELLS)], [(3, number, 0, 0, 0, 7) for number in range(3)])[0]
     own = tiny.coarse_plane(white)
-    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gains=nothing).draw(1)))
+    octaves = whole_chart(1, tiny.reach)
+    found = block_means(
+        next(Canvas(tiny, 3, 7, offset=offset, gains=nothing).draw(whole_chart(1, tiny.reach)))
+    )
     np.testing.assert_allclose(found[0], offset, atol=1e-5)
     np.testing.assert_allclose(found[1:], own[1:], atol=1e-5)
-    found = block_means(next(Canvas(tiny, 3, 7, offset=offset, gains=gains).draw(1)))
+    found = block_means(
+        next(Canvas(tiny, 3, 7, offset=offset, gains=gains).draw(whole_chart(1, tiny.reach)))
+    )
     modes = np.fft.rfft2(own[0])
     expected = offset + sum(
         each * np.fft.irfft2(modes * gain, s=(CELLS, CELLS)) for each, gain in gains
     )
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
-    found = block_means(next(Canvas(tiny, 3, 7, offset=offset).draw(1)))
+    found = block_means(next(Canvas(tiny, 3, 7, offset=offset).draw(octaves)))
     np.testing.assert_allclose(found[0], own[0] + offset, atol=1e-5)
 
 
@@ -238,8 +270,9 @@ class TestBetween:
         assert found.mean() == pytest.approx(0, abs=0.01)
 
     def test_every_field_of_a_chart_is_on_the_path(self, tiny):
-        ends = [list(Canvas(tiny, 3, seed).draw(2)) for seed in (7, 8)]
-        way = [list(Canvas(tiny, 3, Between(7, 8, t)).draw(2)) for t in (0.01, 0.5, 0.99)]
+        octaves = whole_chart(2, tiny.reach)
+        ends = [list(Canvas(tiny, 3, seed).draw(octaves)) for seed in (7, 8)]
+        way = [list(Canvas(tiny, 3, Between(7, 8, t)).draw(octaves)) for t in (0.01, 0.5, 0.99)]
         for octave in range(2):
             apart = [
                 [np.std(fields[octave] - end[octave], axis=(1, 2)) for end in ends]

@@ -357,13 +357,14 @@ def test_refine_draws_diffuse_sky(tmp_path, rng):
 
 
 def test_threads_share_what_one_has_traced(card, rng, monkeypatch, caplog):
-    """Twelve charts at a time ask for the same graph, which none has made yet."""
+    """Twelve charts at a time ask for the same graph, which none has made yet; windows of other
+    sizes have the same one."""
     generator = Generator.from_card(card)
     network = generator.network
     traced, refine = [], type(network).refine
 
     def counted(self, *args):
-        traced.append(args[0].shape)
+        traced.append(len(args[0].shape))
         return refine(self, *args)
 
     monkeypatch.setattr(type(network), "refine", counted)
@@ -371,7 +372,8 @@ def test_threads_share_what_one_has_traced(card, rng, monkeypatch, caplog):
     latents = rng.standard_normal((3, 12, 12, network.latents), np.float32)
     with ThreadPoolExecutor(12) as pool:
         found = list(pool.map(lambda _: generator.refine(coarse, latents, 1), range(24)))
-    assert traced == [coarse.shape]
+    generator.refine(coarse[:, :11], latents[:, :11], 1)
+    assert traced == [3]
     for each in found[1:]:
         np.testing.assert_array_equal(each, found[0])
     assert not [record for record in caplog.records if "retracing" in record.message]
@@ -382,10 +384,41 @@ def test_large_windows_are_refined_one_by_one(card, rng, monkeypatch):
     coarse = rng.standard_normal((3, 12, 12), np.float32)
     latents = rng.standard_normal((3, 12, 12, generator.network.latents), np.float32)
     together = generator.refine(coarse, latents, 0)
-    for cells, parts in ((100, 1), (2 * 144, 2)):
+    (key,) = generator._functions
+    graph, parts = generator._functions[key], []
+
+    def counted(*inputs):
+        parts.append(len(inputs[0]))
+        return graph(*inputs)
+
+    generator._functions[key] = counted
+    for cells, want in ((100, [1, 1, 1]), (2 * 144, [2, 1])):
         monkeypatch.setattr(module, "_CELLS_TOGETHER", cells)
         np.testing.assert_allclose(generator.refine(coarse, latents, 0), together, atol=1e-5)
-        assert ("refine", 0, 0, (parts, 12, 12)) in {key[:4] for key in generator._functions}
+        assert parts == want
+        parts.clear()
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "want"),
+    [("", {}, 1), ("import tensorflow", {}, 0), ("", {"TF_NUM_INTRAOP_THREADS": "3"}, 0)],
+)
+def test_operations_of_skies_have_one_thread(before, environment, want):
+    """Where nobody else has a say: a process that has imported TensorFlow, or its environment."""
+    code = f"""{before}
+from pysm_vae import VAEDust
+VAEDust(8)
+import tensorflow as tf
+print(tf.config.threading.get_intra_op_parallelism_threads())"""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("TF_NUM")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) == want
 
 
 def test_measured_spectra_match_the_planes(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ducc0
 import healpy as hp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from astropy.io import fits
 from scipy.ndimage import gaussian_filter
 
+from pysm_vae.sky import ground as module
 from pysm_vae.sky.calibration import Spectrum, latitude_mask
 from pysm_vae.sky.ground import (
     BRIGHTEST,
@@ -18,6 +21,7 @@ from pysm_vae.sky.ground import (
     MOST_POLARISED,
     OFFSET_DEPTH,
     SCALES,
+    Ground,
     _mean_power,
     _power,
     bounded,
@@ -32,7 +36,7 @@ from pysm_vae.sky.largescales import (
 )
 from pysm_vae.sky.seams import gains_of, steep_gain
 from pysm_vae.sky.smallscales import SmallScales, _add
-from pysm_vae.sky.templates import SPLIT, handover, load_template
+from pysm_vae.sky.templates import SPLIT, embedded_template, handover, load_template
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis
 from pysm_vae.vae.generator import load_generator
 
@@ -203,6 +207,25 @@ def test_ground_is_shared(small, template):
     assert shared_ground(load_generator(), template, Spectrum(), SPLIT) is small.ground
 
 
+def test_the_shipped_calibration_is_what_is_measured(ground, template, monkeypatch):
+    """``data/build_ground.py`` has to be run again if not. Other processors round otherwise."""
+    monkeypatch.setattr(module, "kept", lambda name, of, measure: measure())
+    measured = Ground(load_generator(), template, Spectrum(), SPLIT, shipped=False).calibration
+    for key, values in ground.calibration.items():
+        np.testing.assert_allclose(values, measured[key], rtol=2e-3, atol=1e-5, err_msg=key)
+
+    # Of anything else it is measured.
+    def found(*of):
+        return module._shipped(load_generator(), *of)
+
+    # To the last bits of another machine.
+    assert found(replace(template, alm=template.alm * (1 + 1e-7)), Spectrum(), SPLIT) is not None
+    assert found(template, Spectrum(amplitude=2.0), SPLIT) is None
+    assert found(template, Spectrum(), (40.0, 80.0)) is None
+    assert found(replace(template, alm=template.alm * 1.001), Spectrum(), SPLIT) is None
+    assert found(embedded_template(), Spectrum(), SPLIT) is None
+
+
 def test_crowding_is_a_square_root_law(ground, large_scales):
     median = np.median(large_scales[0, latitude_mask(NSIDE) > 0])
     limit = median + np.log(CROWDED)
@@ -284,12 +307,13 @@ def test_pixels_get_what_the_ground_says(ground, t):
     """
     rough, i, q, u = 1.3, ground.crowded - 0.5, 0.05, -0.08
     layer = np.ones((1, CELLS, CELLS))
-    large = layer * np.array([rough, i, q, u])[:, None, None]
+    mean = -0.1
+    large = (layer * np.array([rough, i, q, u, mean])[:, None, None]).astype("f4")
     patterns = (layer * np.array([t, 0.02, 0.03])[:, None, None]).astype("f4")
     # A pixel in a seam of the first chart.
     weights = ground.tiling.window(0, np.array(hp.pix2vec(64, np.arange(20000))).T)
     pixel = np.argmin(np.abs(weights - 0.8))
-    vector, weight, mean = np.array([hp.pix2vec(64, pixel)]), weights[pixel], -0.1
+    vector, weight = np.array([hp.pix2vec(64, pixel)]), weights[pixel]
     fine = (layer * np.array([0.1, -0.01, 0.04])[:, None, None]).astype("f4")
     energy = np.tile(layer, (2, 1, 1)), np.array([[0.5, 1.2, 1.3, 2.0], [-0.3, 0.4, 0.6, 1.5]])
     gains = gains_of(*energy, np.array([weight]), np.zeros((1, 2)))[:, 0]
@@ -297,7 +321,7 @@ def test_pixels_get_what_the_ground_says(ground, t):
     maps = np.zeros((3, 1), "f4")
     _add(
         *(vector, 0, *ground.tiling.geometry),
-        *(large, mean * layer, patterns, fine, *energy),
+        *(large, patterns, fine, *energy),
         *(ground.crowded, ground.polarisation, np.array([0]), maps),
     )
     crowding = ground.crowding(i)

@@ -70,8 +70,21 @@ def test_so_many_are_made_together_and_no_more():
 
 
 def test_things_share_the_threads(monkeypatch):
+    """Those that are made at the same time; the last one has them all."""
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert list(in_order(lambda _: threads(), range(4), 2)) == [2] * 4
+    meeting = threading.Barrier(2)
+
+    def work(item):
+        if item < 4:
+            meeting.wait(timeout=60)
+            share = threads()
+            meeting.wait(timeout=60)
+            return share
+        return threads()
+
+    made = in_order(work, range(5), 2)
+    assert [next(made) for _ in range(4)] == [2] * 4
+    assert list(made) == [5]
     assert list(in_order(lambda _: threads(), range(2), 1)) == [5] * 2
     assert threads() == 5
 

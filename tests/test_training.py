@@ -384,3 +384,21 @@ def test_environments_share_the_patches(tmp_path):
     given = network_inputs(drawn, mixed)
     np.testing.assert_array_equal(given["environment"], drawn.source != "m0")
     np.testing.assert_array_equal(given["patches"], drawn.patches)
+
+
+@pytest.mark.parametrize("number", [1, 0, 4])
+def test_training_after_a_sky_says_that_it_is_slow(number, monkeypatch, caplog):
+    """A sky leaves TensorFlow's operations with one thread each."""
+    import tensorflow as tf
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    threading = tf.config.threading
+    monkeypatch.setattr(threading, "get_intra_op_parallelism_threads", lambda: number)
+    training._tell_of_one_thread()
+    assert ("before the first sky" in caplog.text) == (number == 1)
+    # Not where it was asked for.
+    caplog.clear()
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    training._tell_of_one_thread()
+    assert not caplog.text

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pysm_vae.sky.cover import Rectangle
+from pysm_vae.sky.cover import Rectangle, left_out, strips
 from pysm_vae.sky.tiling import CELLS
+from pysm_vae.threads import over
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
 
 #: Pixels a side of the blocks of latents that have a key of their own, up to the whole of a grid.
@@ -164,16 +165,23 @@ class Canvas:
         # Where a part of a fine grid is left out, nothing should cost anything.
         finer = np.zeros((number, 2 * size, 2 * size), np.float32)
         if whole:
-            finer.reshape(number, size, 2, size, 2)[:] = field[:, :, None, :, None]
+            for top, bottom, left, right in left_out(rectangles, size):
+                part = field[:, top:bottom, left:right]
+                rows, columns = slice(2 * top, 2 * bottom), slice(2 * left, 2 * right)
+                finer[:, rows, columns] = part.repeat(2, axis=1).repeat(2, axis=2)
         latents = _Latents(self, level)
-        for strip in _strips(rectangles):
+        for strip in strips(rectangles):
             windows = [_Window(each, reach, size) for each in strip]
             latents.keep(windows)
-            for window in windows:
+
+            def refine(number: int, _: int, windows: list[_Window] = windows) -> None:
+                window = windows[number]
                 coarse = field[:, window.rows[:, None], window.columns]
                 drawn = self.generator.refine(coarse, latents.of(window), level, reach)
                 top, bottom, left, right = window.rectangle
                 finer[:, 2 * top : 2 * bottom, 2 * left : 2 * right] = drawn
+
+            over(len(windows), refine, piece=1)
         return finer
 
 
@@ -238,14 +246,12 @@ class _Latents:
         """Have the latents of some windows, and no others."""
         keys = {self._key(block) for window in windows for block in window.blocks(self._side)}
         self._drawn = {key: drawn for key, drawn in self._drawn.items() if key in keys}
-        missing = sorted(keys - self._drawn.keys())
         canvas = self._canvas
-        # All at once, which keeps all cores busy.
-        places = [place for key in missing for place in canvas._places(self._level + 1, *key)]
         shape = (self._side, self._side, canvas.generator.network.latents)
-        (found,) = seeded_latents([shape], places, canvas.seed)
-        found = found.reshape(len(missing), len(canvas.fields), *shape)
-        self._drawn |= dict(zip(missing, found, strict=True))
+        # One by one, so that each is let go when it is done with.
+        for key in sorted(keys - self._drawn.keys()):
+            places = canvas._places(self._level + 1, *key)
+            (self._drawn[key],) = seeded_latents([shape], places, canvas.seed)
 
     def of(self, window: _Window) -> np.ndarray:
         """Latents of one of the windows, (fields, rows, columns, latents)."""
@@ -267,12 +273,6 @@ def _overlap(first: int, number: int, start: int, side: int) -> tuple[slice, sli
     """Where a span and a block overlap, in the one and in the other."""
     low, high = max(first, start), min(first + number, start + side)
     return slice(low - first, high - first), slice(low - start, high - start)
-
-
-def _strips(rectangles: Sequence[Rectangle]) -> Iterator[list[Rectangle]]:
-    """Rectangles that follow each other and have the same rows."""
-    for _, strip in itertools.groupby(rectangles, key=lambda each: each.top):
-        yield list(strip)
 
 
 def _mirrored(places: np.ndarray, size: int) -> np.ndarray:

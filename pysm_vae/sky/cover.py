@@ -9,9 +9,9 @@ which fine grids are filtered (:mod:`pysm_vae.sky.planes`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -117,6 +117,27 @@ class Cover:
         return seen
 
 
+def strips(rectangles: Iterable[Rectangle]) -> Iterator[list[Rectangle]]:
+    """Rectangles of an octave that have the same rows, from top to bottom."""
+    for _, strip in groupby(rectangles, key=lambda each: each.top):
+        yield list(strip)
+
+
+def left_out(rectangles: Iterable[Rectangle], size: int) -> Iterator[Rectangle]:
+    """Rectangles of a grid of ``size`` pixels a side that cover what those of an octave do not.
+
+    Where strips follow each other, and so do the rectangles of a strip, as in :class:`Cover`.
+    """
+    row = 0
+    for strip in strips(rectangles):
+        top, bottom = strip[0].top, strip[0].bottom
+        yield Rectangle(row, top, 0, size)
+        yield Rectangle(top, bottom, 0, strip[0].left)
+        yield Rectangle(top, bottom, strip[-1].right, size)
+        row = bottom
+    yield Rectangle(row, size, 0, size)
+
+
 def whole_chart(depth: int, reach: int) -> list[list[Rectangle]]:
     """Rectangles that cover all of a chart; see :class:`Cover`."""
     return _whole(depth, reach).octaves
@@ -220,7 +241,7 @@ def _on_grid(squares: np.ndarray, level: int) -> np.ndarray:
     """Squares of a chart, as pixels of a grid that has fewer."""
     pixels = min(CELLS << level, _SIDE)
     block = _SIDE // pixels
-    return squares.reshape(pixels, block, pixels, block).any(axis=(1, 3))
+    return squares.reshape(pixels, block, pixels, block).max(axis=(1, 3))
 
 
 def _squares(rectangle: Rectangle, level: int, number: int) -> tuple[slice, slice]:
@@ -239,8 +260,8 @@ def _rectangles(needed: np.ndarray, level: int) -> list[Rectangle]:
     scale = size // len(needed)
     height, width = SMALLER if level >= SMALLER_FROM else LARGEST
     found = []
-    for top, bottom in _pieces(needed.any(axis=1), height // scale):
-        for left, right in _pieces(needed[top:bottom].any(axis=0), width // scale):
+    for top, bottom in _pieces(needed.max(axis=1), height // scale):
+        for left, right in _pieces(needed[top:bottom].max(axis=0), width // scale):
             found.append(Rectangle(*(scale * edge for edge in (top, bottom, left, right))))
     return found
 

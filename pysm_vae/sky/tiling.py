@@ -180,13 +180,25 @@ def see(vectors, tile, centres, easts, norths, overlap, weights, places, turns):
     tiles, found = np.empty(_MOST, np.int64), np.empty(_MOST)
     inside = math.cos(_INRADIUS - 0.5 * overlap)
     for p in range(vectors.shape[0]):
-        if _dot(vectors[p], centres[tile]) > inside:
+        cosine = _dot(vectors[p], centres[tile])
+        if cosine > inside:
             weights[p] = 1.0
         else:
-            weights[p] = 0.0
-            for a in range(_window(vectors[p], centres, overlap, tiles, found)):
-                if tiles[a] == tile:
-                    weights[p] = found[a]
+            # Most are so near to another chart, or so far from any, that there is no more to it.
+            other = -1.0
+            for t in range(centres.shape[0]):
+                if t != tile:
+                    other = max(other, _dot(vectors[p], centres[t]))
+            distance = math.acos(max(-1.0, cosine))
+            if other >= math.cos(distance - overlap):
+                weights[p] = 0.0
+            elif other <= math.cos(distance + overlap):
+                weights[p] = 1.0
+            else:
+                weights[p] = 0.0
+                for a in range(_window(vectors[p], centres, overlap, tiles, found)):
+                    if tiles[a] == tile:
+                        weights[p] = found[a]
         _chart(vectors[p], centres[tile], easts[tile], norths[tile], places[p], turns[p])
 
 

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import sys
 import threading
 import zipfile
 import zlib
@@ -98,6 +100,7 @@ class Generator:
         self._arrays = _read_weights(weights, self.sha256)
         self._network: PatchVAE | None = None
         self._functions: dict[tuple[Any, ...], Any] = {}
+        self._coarse_powers: dict[int, np.ndarray] = {}
         # Charts are drawn at the same time.
         self._lock = threading.RLock()
 
@@ -217,6 +220,12 @@ class Generator:
     def coarse_power(self, size: int) -> np.ndarray:
         """Power of :meth:`coarse_plane` at the modes of a plane (white noise: 1), (size, size)."""
         self._check_conditional()
+        with self._lock:
+            if size not in self._coarse_powers:
+                self._coarse_powers[size] = self._coarse_power(size)
+            return self._coarse_powers[size]
+
+    def _coarse_power(self, size: int) -> np.ndarray:
         scale, exponent = np.asarray(self.network.variogram, float)
         # Of a field with the variogram g r^h the spectral density is A |omega|^(-2 - h) with
         # 2 pi g / A = int (1 - J0(x)) x^(-1 - h) dx (DLMF 10.22.43, continued in h).
@@ -439,6 +448,22 @@ class Generator:
                 specs = [tf.TensorSpec(shape) for shape in shapes]
                 self._functions[key] = plain_graph(function, specs).get_concrete_function()
             return self._functions[key]
+
+
+def one_thread_an_operation() -> None:
+    """Have TensorFlow work on each of its operations with one thread, for drawing skies.
+
+    Windows of skies are drawn side by side (:mod:`pysm_vae.threads`), and an operation on one of
+    them is too short to be shared out: it takes two threads as long as one, and windows that share
+    them a sixth longer. The setting is one of the whole process. So it is left alone where
+    TensorFlow was imported before, by whoever wants it for something else, or where
+    ``TF_NUM_INTRAOP_THREADS`` has it.
+    """
+    if "tensorflow" in sys.modules or os.environ.get("TF_NUM_INTRAOP_THREADS"):
+        return
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def plain_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:

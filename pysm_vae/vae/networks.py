@@ -340,7 +340,7 @@ def _gradient(field: Any, axis: int) -> Any:
 
 
 def _crop(field: Any, cells: int) -> Any:
-    """Fields ``(n, rows, columns, c)`` without their outermost cells on each side."""
+    """Fields ``(n, rows, columns, …)`` without their outermost cells on each side."""
     return field[:, cells:-cells, cells:-cells] if cells else field
 
 
@@ -686,14 +686,18 @@ class Octave(PatchVAE):
         narrow, wide = _box(whole, 3), _box(whole, 9)
         return [whole - narrow, narrow - wide, wide]
 
-    def _context(self, coarse: Any, octave: int, largest: float = math.inf) -> Any:
+    def _context(
+        self, coarse: Any, octave: int, largest: float = math.inf, outside: int = 0
+    ) -> Any:
+        """What a step is told of the coarser map, without so many cells ``outside``."""
         scale = self.context_scale[octave]
         bands = [band / scale[number] for number, band in enumerate(self._bands(coarse))]
         if largest < math.inf:
             bands = [largest * ops.tanh(band / largest) for band in bands]
         squared = ops.square(bands[0])
         energies = [0.5 * ops.log(_box(squared, width) + 0.01) for width in self.ENERGY_WINDOWS]
-        return _stacked([*bands, *self._directions(coarse, scale[0]), *energies])
+        maps = [*bands, *self._directions(coarse, scale[0]), *energies]
+        return _stacked([_crop(each, outside) for each in maps])
 
     def _directions(self, coarse: Any, scale: Any) -> list[Any]:
         """Cosine and sine of twice the gradient's angle, times its coherence, in each window."""
@@ -715,30 +719,44 @@ class Octave(PatchVAE):
         return found
 
     def _details(self, context: Any, z: Any, environment: Any, octave: int, margin: int = 0) -> Any:
-        """Mean details of one octave, in units of the octave's scale, ``margin`` cells inside."""
-        fine = octave < self.FINE
-        step = self.fine if fine else self.decoder
-        inputs = ops.concatenate([context, z, self._wide_latents(z)], axis=-1)
-        # The convolutions cost most: they run on what the cells asked for depend on, and no more.
-        outside = max(margin - step.reach, 0)
-        number = octave if fine else octave - self.FINE
-        outputs = step(_crop(inputs, outside), environment=environment, octave=number)
-        details, growth = ops.split(_crop(outputs, margin - outside), 2, axis=-1)
+        """Mean details of one octave, in units of the octave's scale, ``margin`` cells inside.
+
+        The context is without the cells ``_outside``.
+        """
+        step, outside = self._step(octave), self._outside(octave, margin)
+        inputs = [context, _crop(z, outside)]
+        if self.wide:
+            inputs.append(self._wide_latents(z, outside))
+        number = octave if octave < self.FINE else octave - self.FINE
+        outputs = step(ops.concatenate(inputs, axis=-1), environment=environment, octave=number)
+        inside = _crop(outputs, margin - outside)
+        details, growth = inside[..., :3], inside[..., 3:]
         return details * ops.exp(2.0 * ops.tanh(0.5 * growth))
 
-    def _wide_latents(self, z: Any) -> Any:
+    def _step(self, octave: int) -> _Step:
+        return self.fine if octave < self.FINE else self.decoder
+
+    def _outside(self, octave: int, margin: int) -> int:
+        """Cells of a margin that the convolutions do without.
+
+        They cost most: they run on what the cells asked for depend on, and no more.
+        """
+        return max(margin - self._step(octave).reach, 0)
+
+    def _wide_latents(self, z: Any, outside: int = 0) -> Any:
         """Averages of latents over wide windows, each scaled to unit variance."""
         _, rows, columns, _ = ops.shape(z)
-        part, _ = ops.split(z, [self.wide * len(self.WIDE_WINDOWS)], axis=-1)
-        if not self.wide:
-            return part
+        part = z[..., : self.wide * len(self.WIDE_WINDOWS)]
         found = []
         maps = ops.split(ops.transpose(part, (3, 0, 1, 2)), len(self.WIDE_WINDOWS), axis=0)
         for each, window in zip(maps, self.WIDE_WINDOWS, strict=True):
             averaged = _box(ops.reshape(each, (-1, rows, columns)), window)
             averaged *= ops.sqrt(_cells_in_window((rows, columns), window))
             found.append(ops.reshape(averaged, (self.wide, -1, rows, columns)))
-        return ops.transpose(ops.concatenate(found, axis=0), (1, 2, 3, 0))
+        each = ops.concatenate(found, axis=0)
+        if outside:
+            each = each[:, :, outside:-outside, outside:-outside]
+        return ops.transpose(each, (1, 2, 3, 0))
 
     def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
         """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave in turn."""
@@ -900,7 +918,7 @@ class Octave(PatchVAE):
         margin: int = 0,
         largest: float = math.inf,
     ) -> Any:
-        context = self._context(field, octave, largest)
+        context = self._context(field, octave, largest, self._outside(octave, margin))
         details = self._details(context, latents, environment, octave, margin)
         return haar_synthesis(_crop(field, margin), self.detail_scale[octave] * details)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import keras
 import numpy as np
 
 from pysm_vae.files import atomic_write, writable_folder
+from pysm_vae.threads import threads
 from pysm_vae.vae.generator import (
     Generator,
     measure_spectra,
@@ -168,6 +170,7 @@ def train(
         partial.write_text(json.dumps(record, indent=1))
     log.info("%d training and %d validation patches", len(training), len(validation))
     network = built(config, training)
+    _tell_of_one_thread()
     inputs = network_inputs(training, maps)
     best = out / "best.weights.h5"
     past = _past_elbos(out / "history.csv", out / "backup")
@@ -215,6 +218,20 @@ def train(
     # Last, since the card marks a finished run.
     write_card(card, path)
     return path
+
+
+def _tell_of_one_thread() -> None:
+    """Warn where a sky that was drawn before has set the threads of TensorFlow."""
+    if keras.backend.backend() != "tensorflow" or threads() == 1:
+        return
+    import tensorflow as tf
+
+    chosen = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    if not chosen and tf.config.threading.get_intra_op_parallelism_threads() == 1:
+        log.warning(
+            "this process has drawn a sky, for which each operation of TensorFlow has one thread: "
+            "training would be faster in a process of its own, or before the first sky"
+        )
 
 
 def check_run(
