@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pysm_vae.sky.cover import Rectangle, left_out, strips
+from pysm_vae.sky.cover import Rectangle, left_out, overlap, strips
 from pysm_vae.sky.tiling import CELLS
 from pysm_vae.threads import over
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
@@ -261,18 +261,12 @@ class _Latents:
         )
         for block in window.blocks(side):
             (rows, own_rows), (columns, own_columns) = (
-                _overlap(first, number, side * place, side)
+                overlap(first, number, side * place, side)
                 for first, number, place in zip(window.corner, window.shape, block, strict=True)
             )
             source = self._drawn[self._key(block)]
             found[:, rows, columns] = source[:, own_rows, own_columns]
         return found
-
-
-def _overlap(first: int, number: int, start: int, side: int) -> tuple[slice, slice]:
-    """Where a span and a block overlap, in the one and in the other."""
-    low, high = max(first, start), min(first + number, start + side)
-    return slice(low - first, high - first), slice(low - start, high - start)
 
 
 def _mirrored(places: np.ndarray, size: int) -> np.ndarray:

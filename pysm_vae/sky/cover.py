@@ -138,6 +138,12 @@ def left_out(rectangles: Iterable[Rectangle], size: int) -> Iterator[Rectangle]:
     yield Rectangle(row, size, 0, size)
 
 
+def overlap(first: int, number: int, start: int, size: int) -> tuple[slice, slice]:
+    """What two spans share, in the one and in the other: where each begins, and how long it is."""
+    low, high = max(first, start), min(first + number, start + size)
+    return slice(low - first, high - first), slice(low - start, high - start)
+
+
 def whole_chart(depth: int, reach: int) -> list[list[Rectangle]]:
     """Rectangles that cover all of a chart; see :class:`Cover`."""
     return _whole(depth, reach).octaves

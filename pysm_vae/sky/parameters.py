@@ -174,7 +174,7 @@ def _add(
         on_coarse, on_fine = spot(coarse.shape[1], places[p]), spot(fine.shape[1], places[p])
         seam_gains(energies, numbers, weights[p], weights[p], places[p], gains)
         for k in range(number):
-            value = float(at(coarse[k], on_coarse))
+            value = at(coarse[k], on_coarse)
             if fine.shape[1] > 0:
                 value += at(fine[k], on_fine)
             maps[k, where[p]] += weights[p] * gains[k] * value

@@ -15,7 +15,7 @@ import healpy as hp
 import numpy as np
 
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
-from pysm_vae.sky.cover import SQUARES, blocks, chart_cover, with_halos
+from pysm_vae.sky.cover import SQUARES, blocks, chart_cover, overlap, with_halos
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
 from pysm_vae.sky.seams import (
@@ -287,8 +287,8 @@ class Patterns(ABC):
         patterns = np.zeros(fields.shape, fields.dtype)
         for corner in (found * 2**self.depth // SQUARES).tolist():
             # Blocks may leave the chart, where there is nothing.
-            (rows, own_rows), (columns, own_columns) = (
-                _within(first - halo, piece, size) for first in corner
+            (own_rows, rows), (own_columns, columns) = (
+                overlap(first - halo, piece, 0, size) for first in corner
             )
             block = np.zeros((len(fields), piece, piece), np.float32)
             stretch = self._stretch(coordinates[rows], coordinates[columns])
@@ -298,8 +298,8 @@ class Patterns(ABC):
                 waves[self.turned] = self._block.stokes(*waves[self.turned])
             inner = slice(halo, piece - halo)
             block = self._block.fields(waves)[:, inner, inner]
-            (rows, own_rows), (columns, own_columns) = (
-                _within(first, piece - 2 * halo, size) for first in corner
+            (own_rows, rows), (own_columns, columns) = (
+                overlap(first, piece - 2 * halo, 0, size) for first in corner
             )
             patterns[:, rows, columns] = block[:, own_rows, own_columns]
         return patterns
@@ -317,9 +317,3 @@ class Patterns(ABC):
 def _band_limit(depth: int) -> float:
     """Multipole up to which a grid keeps spectra."""
     return CUT[0] * np.pi * 2**depth / (CELL * MEAN_SCALE)
-
-
-def _within(first: int, number: int, size: int) -> tuple[slice, slice]:
-    """What a span has of a grid: where on the grid, and where in the span."""
-    low, high = max(0, first), min(size, first + number)
-    return slice(low, high), slice(low - first, high - first)

@@ -142,11 +142,10 @@ def _add(
         weight = weights[p]
         if weight == 0.0:
             continue
-        # Field by field, which is faster than any loop; and from here on in double precision.
+        # Field by field, which is faster than any loop.
         on = spot(ground.shape[1], places[p])
-        rough, i = float(at(ground[0], on)), float(at(ground[1], on))
-        large_q, large_u = float(at(ground[2], on)), float(at(ground[3], on))
-        mean = float(at(ground[4], on))
+        rough, i, mean = at(ground[0], on), at(ground[1], on), at(ground[4], on)
+        large_q, large_u = at(ground[2], on), at(ground[3], on)
         on = spot(coarse.shape[1], places[p])
         small_t, small_q, small_u = at(coarse[0], on), at(coarse[1], on), at(coarse[2], on)
         fine_t = fine_q = fine_u = np.float32(0.0)
