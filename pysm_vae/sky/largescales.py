@@ -70,7 +70,6 @@ class LargeScales:
         self._texture, self._roughness, self._median = None, None, 1.0
         if generator.conditional:
             self._measure_roughness(generator, split)
-        self._targets: dict[tuple[int, int], np.ndarray] = {}
         self._fields = [self._sample(tile) for tile in range(tiling.ntiles)]
         self.splines = np.array(
             [[spline(field) for field in each[:4]] for each in self._fields], np.float32
@@ -91,10 +90,7 @@ class LargeScales:
         ndarray, float32, shape (CELLS << depth, CELLS << depth)
             In the network's units; zero if the generator is not conditional.
         """
-        key = tile, depth
-        if key not in self._targets:
-            self._targets[key] = self._at(self._fields[tile][4], depth).astype(np.float32)
-        return self._targets[key]
+        return self._at(self._fields[tile][4], depth).astype(np.float32)
 
     def values(self, tile: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Roughness and i at the pixels of a chart's grid of ``2**depth`` pixels a cell."""
