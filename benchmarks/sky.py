@@ -347,6 +347,7 @@ def stage_of(module: str, function: str) -> str:
         "tiling": "project",
         "smallscales": "project",
         "canvas": "decode",
+        "cover": "decode",
         "ground": "Fourier",
         "largescales": "template",
         "templates": "template",

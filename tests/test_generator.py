@@ -399,15 +399,20 @@ def test_large_windows_are_refined_one_by_one(card, rng, monkeypatch):
         parts.clear()
 
 
+ONE_THREAD = "from pysm_vae.vae.generator import one_thread_an_operation as chosen; chosen()"
+
+
 @pytest.mark.parametrize(
-    ("before", "environment", "want"),
-    [("", {}, 1), ("import tensorflow", {}, 0), ("", {"TF_NUM_INTRAOP_THREADS": "3"}, 0)],
+    ("statements", "environment", "want"),
+    [
+        ("from pysm_vae import VAEDust; VAEDust(8)", {}, 1),
+        (f"import tensorflow; {ONE_THREAD}", {}, 0),
+        (ONE_THREAD, {"TF_NUM_INTRAOP_THREADS": "3"}, 0),
+    ],
 )
-def test_operations_of_skies_have_one_thread(before, environment, want):
+def test_operations_of_skies_have_one_thread(statements, environment, want):
     """Where nobody else has a say: a process that has imported TensorFlow, or its environment."""
-    code = f"""{before}
-from pysm_vae import VAEDust
-VAEDust(8)
+    code = f"""{statements}
 import tensorflow as tf
 print(tf.config.threading.get_intra_op_parallelism_threads())"""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TF_NUM")}

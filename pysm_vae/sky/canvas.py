@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pysm_vae.sky.cover import Rectangle, left_out, overlap, strips
+from pysm_vae.sky.cover import Rectangle, in_common, left_out, strips
 from pysm_vae.sky.tiling import CELLS
 from pysm_vae.threads import over
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator, draw_latents
@@ -127,8 +127,8 @@ class Canvas:
         octaves : sequence of sequence of Rectangle
             Where each octave is drawn; see :mod:`pysm_vae.sky.cover`.
         whole : int, optional
-            So many octaves are, where they are not drawn, as the coarser ones have it; finer ones
-            are zero there. All of them, by default.
+            In the first so many octaves (by default all), what is not drawn is as the coarser one
+            has it; in the others it is zero.
 
         Yields
         ------
@@ -141,7 +141,7 @@ class Canvas:
             yield field
 
     def _coarsest(self) -> np.ndarray:
-        white = seeded_latents([(CELLS, CELLS)], self._places(0, 0, 0), self.seed)[0]
+        white = seeded_latents([(CELLS, CELLS)], self.places_of(0, 0, 0), self.seed)[0]
         field = self.generator.coarse_plane(white)
         for each in field[: self._conditioned]:
             if self._gains:
@@ -153,7 +153,8 @@ class Canvas:
                 each += self._offset
         return field
 
-    def _places(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
+    def places_of(self, octave: int, row: int, column: int) -> list[tuple[int, ...]]:
+        """What a block of latents is keyed by, for each field."""
         return [(self.tile, FIELDS.index(name), octave, row, column) for name in self.fields]
 
     def _refine(
@@ -250,7 +251,7 @@ class _Latents:
         shape = (self._side, self._side, canvas.generator.network.latents)
         # One by one, so that each is let go when it is done with.
         for key in sorted(keys - self._drawn.keys()):
-            places = canvas._places(self._level + 1, *key)
+            places = canvas.places_of(self._level + 1, *key)
             (self._drawn[key],) = seeded_latents([shape], places, canvas.seed)
 
     def of(self, window: _Window) -> np.ndarray:
@@ -261,7 +262,7 @@ class _Latents:
         )
         for block in window.blocks(side):
             (rows, own_rows), (columns, own_columns) = (
-                overlap(first, number, side * place, side)
+                in_common(first, number, side * place, side)
                 for first, number, place in zip(window.corner, window.shape, block, strict=True)
             )
             source = self._drawn[self._key(block)]

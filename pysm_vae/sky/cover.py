@@ -138,8 +138,11 @@ def left_out(rectangles: Iterable[Rectangle], size: int) -> Iterator[Rectangle]:
     yield Rectangle(row, size, 0, size)
 
 
-def overlap(first: int, number: int, start: int, size: int) -> tuple[slice, slice]:
-    """What two spans share, in the one and in the other: where each begins, and how long it is."""
+def in_common(first: int, number: int, start: int, size: int) -> tuple[slice, slice]:
+    """Where what two spans have in common lies in each of them.
+
+    Of ``number`` places from ``first`` on, and of ``size`` from ``start`` on.
+    """
     low, high = max(first, start), min(first + number, start + size)
     return slice(low - first, high - first), slice(low - start, high - start)
 
@@ -180,10 +183,8 @@ def blocks(tiling: Tiling, tile: int, places: np.ndarray | None = None) -> np.nd
 
     Parameters
     ----------
-    tiling : Tiling
-        The charts.
-    tile : int
-        Number of the chart.
+    tiling, tile
+        As :func:`chart_cover`.
     places : ndarray, shape (n, 2), optional
         Where on the chart they are wanted, radians; by default wherever it has weight.
 

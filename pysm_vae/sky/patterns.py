@@ -15,7 +15,7 @@ import healpy as hp
 import numpy as np
 
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
-from pysm_vae.sky.cover import SQUARES, blocks, chart_cover, overlap, with_halos
+from pysm_vae.sky.cover import SQUARES, blocks, chart_cover, in_common, with_halos
 from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
 from pysm_vae.sky.seams import (
@@ -211,8 +211,8 @@ class Patterns(ABC):
         ----------
         tile : int
             Number of the chart.
-        places : ndarray, shape (n, 2), optional
-            Where on the chart they are wanted, radians; by default wherever it has weight.
+        places : ndarray, optional
+            As :func:`pysm_vae.sky.cover.blocks`.
 
         Returns
         -------
@@ -288,7 +288,7 @@ class Patterns(ABC):
         for corner in (found * 2**self.depth // SQUARES).tolist():
             # Blocks may leave the chart, where there is nothing.
             (own_rows, rows), (own_columns, columns) = (
-                overlap(first - halo, piece, 0, size) for first in corner
+                in_common(first - halo, piece, 0, size) for first in corner
             )
             block = np.zeros((len(fields), piece, piece), np.float32)
             stretch = self._stretch(coordinates[rows], coordinates[columns])
@@ -299,7 +299,7 @@ class Patterns(ABC):
             inner = slice(halo, piece - halo)
             block = self._block.fields(waves)[:, inner, inner]
             (own_rows, rows), (own_columns, columns) = (
-                overlap(first, piece - 2 * halo, 0, size) for first in corner
+                in_common(first, piece - 2 * halo, 0, size) for first in corner
             )
             patterns[:, rows, columns] = block[:, own_rows, own_columns]
         return patterns

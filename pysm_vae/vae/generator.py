@@ -100,7 +100,6 @@ class Generator:
         self._arrays = _read_weights(weights, self.sha256)
         self._network: PatchVAE | None = None
         self._functions: dict[tuple[Any, ...], Any] = {}
-        self._coarse_powers: dict[int, np.ndarray] = {}
         # Charts are drawn at the same time.
         self._lock = threading.RLock()
 
@@ -220,29 +219,7 @@ class Generator:
     def coarse_power(self, size: int) -> np.ndarray:
         """Power of :meth:`coarse_plane` at the modes of a plane (white noise: 1), (size, size)."""
         self._check_conditional()
-        with self._lock:
-            if size not in self._coarse_powers:
-                self._coarse_powers[size] = self._coarse_power(size)
-            return self._coarse_powers[size]
-
-    def _coarse_power(self, size: int) -> np.ndarray:
-        scale, exponent = np.asarray(self.network.variogram, float)
-        # Of a field with the variogram g r^h the spectral density is A |omega|^(-2 - h) with
-        # 2 pi g / A = int (1 - J0(x)) x^(-1 - h) dx (DLMF 10.22.43, continued in h).
-        integral = -(2 ** (-1 - exponent)) * gamma(-exponent / 2) / gamma(1 + exponent / 2)
-        k = np.fft.fftfreq(size)
-        number = np.hypot(*np.meshgrid(k, k))
-        fold = np.arange(-4, 5)
-        axis = np.add.outer(k, fold)
-        omega = 2 * np.pi * np.hypot(axis[:, None, :, None], axis[None, :, None, :])
-        omega[0, 0, 4, 4] = np.inf
-        density = (omega ** (-2 - exponent)).sum(axis=(2, 3))
-        # Of what is folded in from further out, the mean: beyond a circle of the same area.
-        beyond = 2 * np.pi * len(fold) / np.sqrt(np.pi)
-        density += beyond**-exponent / (2 * np.pi * exponent)
-        low, high = _PLANE_CUT
-        rise = np.clip((number - low) / (high - low), 0, 1)
-        return 2 * np.pi * scale / integral * density * np.sin(0.5 * np.pi * rise) ** 2
+        return _coarse_power(*np.asarray(self.network.variogram, float).tolist(), size)
 
     def refine(
         self, coarse: np.ndarray, latents: np.ndarray, level: int, margin: int = 0
@@ -450,14 +427,37 @@ class Generator:
             return self._functions[key]
 
 
+# The same for all charts and skies.
+@lru_cache(maxsize=8)
+def _coarse_power(scale: float, exponent: float, size: int) -> np.ndarray:
+    # Of a field with the variogram g r^h the spectral density is A |omega|^(-2 - h) with
+    # 2 pi g / A = int (1 - J0(x)) x^(-1 - h) dx (DLMF 10.22.43, continued in h).
+    integral = -(2 ** (-1 - exponent)) * gamma(-exponent / 2) / gamma(1 + exponent / 2)
+    k = np.fft.fftfreq(size)
+    number = np.hypot(*np.meshgrid(k, k))
+    fold = np.arange(-4, 5)
+    axis = np.add.outer(k, fold)
+    omega = 2 * np.pi * np.hypot(axis[:, None, :, None], axis[None, :, None, :])
+    omega[0, 0, 4, 4] = np.inf
+    density = (omega ** (-2 - exponent)).sum(axis=(2, 3))
+    # Of what is folded in from further out, the mean: beyond a circle of the same area.
+    beyond = 2 * np.pi * len(fold) / np.sqrt(np.pi)
+    density += beyond**-exponent / (2 * np.pi * exponent)
+    low, high = _PLANE_CUT
+    rise = np.clip((number - low) / (high - low), 0, 1)
+    power = 2 * np.pi * scale / integral * density * np.sin(0.5 * np.pi * rise) ** 2
+    power.flags.writeable = False
+    return power
+
+
 def one_thread_an_operation() -> None:
     """Have TensorFlow work on each of its operations with one thread, for drawing skies.
 
     Windows of skies are drawn side by side (:mod:`pysm_vae.threads`), and an operation on one of
-    them is too short to be shared out: it takes two threads as long as one, and windows that share
-    them a sixth longer. The setting is one of the whole process. So it is left alone where
-    TensorFlow was imported before, by whoever wants it for something else, or where
-    ``TF_NUM_INTRAOP_THREADS`` has it.
+    them is too short to be shared out: threads would wait for each other (``benchmarks/sky.py``
+    with ``TF_NUM_INTRAOP_THREADS=2`` tells how long). The setting is one of the whole process. So
+    it is left alone where TensorFlow was imported before, by whoever wants it for something else,
+    or where that variable has it.
     """
     if "tensorflow" in sys.modules or os.environ.get("TF_NUM_INTRAOP_THREADS"):
         return

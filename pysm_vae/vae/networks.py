@@ -752,11 +752,9 @@ class Octave(PatchVAE):
         for each, window in zip(maps, self.WIDE_WINDOWS, strict=True):
             averaged = _box(ops.reshape(each, (-1, rows, columns)), window)
             averaged *= ops.sqrt(_cells_in_window((rows, columns), window))
-            found.append(ops.reshape(averaged, (self.wide, -1, rows, columns)))
-        each = ops.concatenate(found, axis=0)
-        if outside:
-            each = each[:, :, outside:-outside, outside:-outside]
-        return ops.transpose(each, (1, 2, 3, 0))
+            inside = _crop(averaged, outside)
+            found.append(ops.reshape(inside, (self.wide, -1, *ops.shape(inside)[1:])))
+        return ops.transpose(ops.concatenate(found, axis=0), (1, 2, 3, 0))
 
     def latent_shapes(self, size: int) -> list[tuple[int, ...]]:
         """See :meth:`PatchVAE.latent_shapes`: the coarsest map, then each octave in turn."""
