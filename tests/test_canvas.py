@@ -37,6 +37,7 @@ class Noise:
 
     reach = 3
     network = SimpleNamespace(latents=3)
+    batches = staticmethod(Generator.batches)
 
     def coarse_plane(self, white):
         return white.copy()

@@ -88,18 +88,27 @@ def test_charts_are_hardly_drawn_beyond_what_is_seen(tiling):
 
 
 @pytest.mark.parametrize("whole", [0, 2, 4])
-def test_a_part_takes_what_it_touches(tiling, whole):
+def test_a_part_takes_what_it_needs(tiling, whole):
     cover = chart_cover(tiling, 4, 6, REACH)
     wanted = np.zeros((SIDE, SIDE), bool)
-    wanted[90:99, 70:77] = True
+    wanted[90:99, 70:77] = wanted[91, 100] = True
     taken = cover.part(wanted, whole)
     assert [len(octave) for octave in taken[:whole]] == [len(o) for o in cover.octaves[:whole]]
     size = CELLS << 5
     assert 0 < len(taken[-1]) < 0.2 * len(cover.octaves[-1])
     fine = wanted.repeat(size // SIDE, axis=0).repeat(size // SIDE, axis=1)
     assert painted(taken[-1], size)[fine].all()
+    # Little more than that, in pieces of the rectangles, beside which there is nothing.
+    assert painted(taken[-1], size).sum() < 2.5 * fine.sum()
+    for level, (octave, every) in enumerate(zip(taken, cover.octaves, strict=True)):
+        assert (painted(octave, CELLS << level) <= painted(every, CELLS << level)).all()
+        for one in octave:
+            assert any(
+                each.top <= one.top < one.bottom <= each.bottom
+                and each.left <= one.left < one.right <= each.right
+                for each in every
+            )
     for level, (coarse, finer) in enumerate(pairwise(taken)):
-        assert set(coarse) <= set(cover.octaves[level])
         size = CELLS << (level + 1)
         covered = painted(coarse, size // 2).repeat(2, axis=0).repeat(2, axis=1)
         assert covered[painted(windows(finer, size), size) > 0].all()
@@ -119,7 +128,7 @@ def test_left_out_and_covered_are_everything(tiling):
 @pytest.mark.parametrize("tile", [0, 3, 8])
 def test_blocks_cover_the_window_once(tiling, tile):
     found = blocks(tiling, tile)
-    margin, side = 100, BLOCK_CELLS * SQUARES
+    margin, side = 100, int(BLOCK_CELLS * SQUARES)
     times = np.zeros((SIDE + 2 * margin,) * 2, int)
     for row, column in found + margin:
         times[row : row + side, column : column + side] += 1
@@ -140,7 +149,7 @@ def test_blocks_of_places_are_those_around_them(tiling):
     assert {tuple(each) for each in found.tolist()} < everything
     assert 1 <= len(found) <= 4
     x, y = (place[0] / CELL + CELLS / 2) * SQUARES
-    halo = HALO_CELLS * SQUARES
+    halo = int(HALO_CELLS * SQUARES)
     squares = with_halos(found)
     assert squares[int(y - halo) : int(y + halo), int(x - halo) : int(x + halo)].all()
     assert squares.sum() <= len(found) * (BLOCK_CELLS * SQUARES + 2 * halo) ** 2

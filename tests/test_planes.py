@@ -154,7 +154,7 @@ def test_blocks_make_what_the_whole_chart_would(rng):
 
     expected = patterns(chart, field)
     scale = patterns(everything, field)[200:-200, 200:-200].std()
-    side, halo = BLOCK_CELLS << depth, int(HALO_CELLS * 2**depth)
+    side, halo = (int(cells * 2**depth) for cells in (BLOCK_CELLS, HALO_CELLS))
     for row, column in ((1, 1), (2, 3), (3, 2)):
         rows, columns = (slice(n * side - halo, (n + 1) * side + halo) for n in (row, column))
         found = patterns(block, field[rows, columns])[halo:-halo, halo:-halo]

@@ -174,15 +174,20 @@ class Canvas:
         for strip in strips(rectangles):
             windows = [_Window(each, reach, size) for each in strip]
             latents.keep(windows)
+            pieces = [
+                (window, fields)
+                for window in windows
+                for fields in self.generator.batches(number, window.shape)
+            ]
 
-            def refine(number: int, _: int, windows: list[_Window] = windows) -> None:
-                window = windows[number]
-                coarse = field[:, window.rows[:, None], window.columns]
-                drawn = self.generator.refine(coarse, latents.of(window), level, reach)
+            def refine(start: int, _: int, pieces: list[tuple[_Window, slice]] = pieces) -> None:
+                window, fields = pieces[start]
+                coarse = window.of(field[fields])
+                drawn = self.generator.refine(coarse, latents.of(window, fields), level, reach)
                 top, bottom, left, right = window.rectangle
-                finer[:, 2 * top : 2 * bottom, 2 * left : 2 * right] = drawn
+                finer[fields, 2 * top : 2 * bottom, 2 * left : 2 * right] = drawn
 
-            over(len(windows), refine, piece=1)
+            over(len(pieces), refine, piece=1)
         return finer
 
 
@@ -197,8 +202,6 @@ class _Window:
         First row and column with them, which may lie beyond the chart.
     shape : (int, int)
         With them.
-    rows, columns : ndarray of int
-        Pixels of the chart that are seen; beyond it, its mirror image.
     """
 
     def __init__(self, rectangle: Rectangle, margin: int, size: int) -> None:
@@ -206,10 +209,21 @@ class _Window:
         top, bottom, left, right = rectangle
         self.corner = top - margin, left - margin
         self.shape = bottom - top + 2 * margin, right - left + 2 * margin
-        self.rows, self.columns = (
-            _mirrored(np.arange(first, first + number), size)
+        self._inside = min(self.corner) >= 0 and max(bottom, right) + margin <= size
+
+    def of(self, fields: np.ndarray) -> np.ndarray:
+        """What it shows of a chart, (fields, size, size); beyond it, of its mirror image."""
+        if self._inside:
+            rows, columns = (
+                slice(first, first + number)
+                for first, number in zip(self.corner, self.shape, strict=True)
+            )
+            return fields[:, rows, columns]
+        y, x = (
+            _mirrored(np.arange(first, first + number), fields.shape[-1])
             for first, number in zip(self.corner, self.shape, strict=True)
         )
+        return fields[:, y[:, None], x]
 
     def blocks(self, side: int) -> Iterator[tuple[int, int]]:
         """Blocks of the grid that it touches, some of them beyond the chart."""
@@ -254,19 +268,18 @@ class _Latents:
             places = canvas.places_of(self._level + 1, *key)
             (self._drawn[key],) = seeded_latents([shape], places, canvas.seed)
 
-    def of(self, window: _Window) -> np.ndarray:
-        """Latents of one of the windows, (fields, rows, columns, latents)."""
+    def of(self, window: _Window, fields: slice) -> np.ndarray:
+        """Latents of some fields in one of the windows, (fields, rows, columns, latents)."""
         canvas, side = self._canvas, self._side
-        found = np.empty(
-            (len(canvas.fields), *window.shape, canvas.generator.network.latents), np.float32
-        )
+        number = len(canvas.fields[fields])
+        found = np.empty((number, *window.shape, canvas.generator.network.latents), np.float32)
         for block in window.blocks(side):
             (rows, own_rows), (columns, own_columns) = (
                 in_common(first, number, side * place, side)
                 for first, number, place in zip(window.corner, window.shape, block, strict=True)
             )
             source = self._drawn[self._key(block)]
-            found[:, rows, columns] = source[:, own_rows, own_columns]
+            found[:, rows, columns] = source[fields, own_rows, own_columns]
         return found
 
 

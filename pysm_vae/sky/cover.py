@@ -2,14 +2,14 @@
 
 An octave is refined window by window, and each window has a margin that is drawn in vain; so
 windows are large, and lie where something is needed. Rectangles belong to the chart and to the
-depth of its grids, not to the pixels that are asked for: a part of the sky takes those that it
-touches, so that it is the same as in the full sky to the last bit. The same goes for the blocks in
-which fine grids are filtered (:mod:`pysm_vae.sky.planes`).
+depth of its grids, not to the pixels that are asked for: a part of the sky takes what it needs of
+them, and beyond them there is nothing, so that it is the same as in the full sky to the last bit.
+The blocks in which fine grids are filtered (:mod:`pysm_vae.sky.planes`) belong to the chart, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -26,13 +26,15 @@ SQUARES = 4
 #: through the filters, only where it ends.
 MARGIN_CELLS = 1
 #: Most rows and columns of a rectangle, in pixels of the grid that is refined: the larger, the less
-#: work for margins, and the more that a part of the sky does not need.
+#: work for margins, and the more that charts draw beyond what can be seen of them.
 LARGEST = (180, 360)
 #: The same from this octave on, where a rectangle is no more than a few cells.
 SMALLER = (120, 240)
 SMALLER_FROM = 4
-# Squares along the side of a chart.
+# Squares along the side of a chart, of a block, and of its halo.
 _SIDE = SQUARES * CELLS
+_BLOCK = int(SQUARES * BLOCK_CELLS)
+_HALO = int(SQUARES * HALO_CELLS)
 
 
 class Rectangle(NamedTuple):
@@ -79,7 +81,7 @@ class Cover:
             seen = self._seen(octave, level)
 
     def part(self, wanted: np.ndarray, whole: int) -> list[list[Rectangle]]:
-        """Those rectangles that a part of a chart takes.
+        """What a part of a chart takes of these rectangles.
 
         Parameters
         ----------
@@ -98,7 +100,7 @@ class Cover:
             octave = self.octaves[level]
             if level >= whole:
                 mask = _on_grid(wanted, level)
-                octave = [each for each in octave if mask[_squares(each, level, len(mask))].any()]
+                octave = [each for strip in strips(octave) for each in _trimmed(strip, mask, level)]
             taken.insert(0, octave)
             wanted = self._seen(octave, level)
         return taken
@@ -206,7 +208,7 @@ def with_halos(found: np.ndarray) -> np.ndarray:
     """Squares of a chart that some blocks, with their halos, are made of."""
     squares = np.zeros((_SIDE, _SIDE), bool)
     for row, column in found.tolist():
-        squares[_block_squares(row, column, halo=int(np.ceil(HALO_CELLS * SQUARES)))] = True
+        squares[_block_squares(row, column, halo=_HALO)] = True
     return squares
 
 
@@ -215,7 +217,7 @@ def _chart_blocks(overlap: float, tile: int) -> np.ndarray:
     """All blocks of a chart: rows of them, each over what the window has there."""
     # Where it has weight at all, a window has some in the middle of the square or of the next one.
     window = _widened(Tiling(overlap).window_on(tile, _SIDE) > 0, 2)
-    side, top = BLOCK_CELLS * SQUARES, int(np.flatnonzero(window.any(axis=1))[0])
+    side, top = _BLOCK, int(np.flatnonzero(window.any(axis=1))[0])
     layouts = []
     for start in range(top - side + 1, top + 1):
         layout = []
@@ -235,8 +237,7 @@ def _chart_blocks(overlap: float, tile: int) -> np.ndarray:
 
 def _block_squares(row: int, column: int, *, halo: int) -> tuple[slice, slice]:
     """Squares of a chart in which a block lies, with so many more on each side."""
-    side = BLOCK_CELLS * SQUARES
-    return tuple(slice(max(0, first - halo), first + side + halo) for first in (row, column))  # type: ignore[return-value]
+    return tuple(slice(max(0, first - halo), first + _BLOCK + halo) for first in (row, column))  # type: ignore[return-value]
 
 
 def _widened(squares: np.ndarray, by: int) -> np.ndarray:
@@ -259,6 +260,22 @@ def _squares(rectangle: Rectangle, level: int, number: int) -> tuple[slice, slic
         slice(first * number // size, -(-last * number // size))
         for first, last in ((top, bottom), (left, right))
     )
+
+
+def _trimmed(strip: Sequence[Rectangle], wanted: np.ndarray, level: int) -> Iterator[Rectangle]:
+    """Rectangles of a strip as far as something is wanted in them; again of the same rows."""
+    pixels = (CELLS << level) // len(wanted)
+    inside = [wanted[_squares(each, level, len(wanted))] for each in strip]
+    rows = np.flatnonzero(np.any([each.any(axis=1) for each in inside], axis=0))
+    for (top, _, left, _), each in zip(strip, inside, strict=True):
+        columns = np.flatnonzero(each.any(axis=0))
+        if len(columns):
+            yield Rectangle(
+                top + pixels * int(rows[0]),
+                top + pixels * int(rows[-1] + 1),
+                left + pixels * int(columns[0]),
+                left + pixels * int(columns[-1] + 1),
+            )
 
 
 def _rectangles(needed: np.ndarray, level: int) -> list[Rectangle]:

@@ -15,7 +15,7 @@ from scipy.integrate import quad
 
 from pysm_vae.sky.calibration import PIVOT
 from pysm_vae.sky.canvas import Between
-from pysm_vae.sky.patterns import Adding, Patterns
+from pysm_vae.sky.patterns import Adding, Layers, Patterns
 from pysm_vae.sky.planes import Plane, Spectra
 from pysm_vae.sky.seams import seam_gains
 from pysm_vae.sky.sed import emission
@@ -95,8 +95,7 @@ class ParameterScales(Patterns):
     ) -> np.ndarray:
         return filters["both"] * plane.waves(fields)
 
-    def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
-        layers = self.layers(tile, places)
+    def _adding(self, tile: int, layers: Layers) -> Adding:
         chart = layers.coarse, layers.fine, *layers.energy
 
         def add(vectors: np.ndarray, where: np.ndarray, maps: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 import healpy as hp
@@ -174,11 +175,15 @@ class Patterns(ABC):
 
         of_chart = _COPIES * maps.itemsize * len(maps) * (CELLS << self.depth) ** 2
         together = min(threads(), max(1, _CHARTS_MEMORY // of_chart))
-        for number, (where, add) in enumerate(in_order(drawn, charts, together), start=1):
-            if add is not None:
-                lay(add, where)
-            if progress is not None:
-                progress(number, total)
+        with ThreadPoolExecutor(1) as pool:
+            # What lays charts is compiled, if it has to be, while the first of them are drawn.
+            nowhere = np.empty((0, 3)), np.empty(0, np.int64), maps
+            pool.submit(self._adding(0, self._nothing()), *nowhere)
+            for number, (where, add) in enumerate(in_order(drawn, charts, together), start=1):
+                if add is not None:
+                    lay(add, where)
+                if progress is not None:
+                    progress(number, total)
         return maps
 
     @abstractmethod
@@ -192,8 +197,21 @@ class Patterns(ABC):
         """Waves of the patterns that filters make of fields, (fields, size, size // 2 + 1)."""
 
     @abstractmethod
+    def _adding(self, tile: int, layers: Layers) -> Adding:
+        """What adds one chart's share to maps."""
+
     def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
         """Draw one chart, as :meth:`layers` does, and give what adds its share to maps."""
+        return self._adding(tile, self.layers(tile, places))
+
+    def _nothing(self) -> Layers:
+        """Layers of a chart without patterns."""
+        # At the ends of the windows a spline needs a pixel that a grid of cells has not.
+        size, groups = 2 * CELLS, len(self.groups)
+        empty = np.zeros((len(self.fields), size, size), np.float32)
+        # A kurtosis of zero: no gains.
+        energy = Energy(np.ones((groups, size, size)), np.zeros((groups, 4)))
+        return Layers(empty, empty[:, :0, :0], energy)
 
     def _canvas(self, tile: int) -> Canvas:
         """What draws the fields of one chart."""
@@ -237,6 +255,8 @@ class Patterns(ABC):
         fine = patterns[:, :0, :0]
         if self.depth > depth:
             fine = self._fine_patterns(finest, found)
+            # The largest of all there is, and no longer needed.
+            del finest
         each = [slice(f, f + 1) for f in range(len(patterns))[self.turned]]
         splines, numbers = local_energy(patterns, [*self.groups, *each])
         shared = len(self.groups)

@@ -10,8 +10,7 @@ B-spline that the projection interpolates with.
 
 What reaches far, the high-pass at the split and the turning of E and B into Q and U, is done on a
 whole chart at 16 pixels a cell. Finer grids add to that what a low-pass about ℓ = 570 leaves out.
-The filters of that part reach no more than two cells, so that it is made block by block, where it
-is wanted.
+The filters of that part hardly reach a cell, so that it is made block by block, where it is wanted.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ MEAN_SCALE = 0.958
 #: Octaves of the finest grid of whole charts: 16 pixels a cell.
 COARSE_DEPTH = 4
 #: Cells of a block of a finer grid, and of the halo that its filters need.
-BLOCK_CELLS = 6
-HALO_CELLS = 1.5
+BLOCK_CELLS = 4.5
+HALO_CELLS = 0.75
 # Where, and within which width, blocks take over from the whole chart.
 _TAKE_OVER = (570.0, 180.0)
 

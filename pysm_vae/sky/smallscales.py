@@ -18,9 +18,9 @@ from pysm_vae.sky.ground import BRIGHTEST, shared_ground
 from pysm_vae.sky.largescales import finer, spline
 from pysm_vae.sky.patterns import Adding, Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
-from pysm_vae.sky.seams import Energy, seam_fade, seam_gains, steep_gain
+from pysm_vae.sky.seams import seam_fade, seam_gains, steep_gain
 from pysm_vae.sky.templates import SPLIT, Template
-from pysm_vae.sky.tiling import CELLS, at, see, spot
+from pysm_vae.sky.tiling import at, see, spot
 from pysm_vae.threads import over
 from pysm_vae.vae.generator import Generator
 
@@ -95,17 +95,13 @@ class SmallScales(Patterns):
         return self.ground.waves(plane, filters, fields)
 
     def _chart(self, tile: int, places: np.ndarray | None = None) -> Adding:
-        large = self.ground.large.splines[tile]
-        if self.ground.levels.any():
-            layers = self.layers(tile, places)
-            mean = self._offset(tile, layers.coarse[0])
-        else:
-            # At the ends of the windows a spline needs a pixel that a grid of cells has not.
-            size = 2 * CELLS
-            mean, nothing = np.zeros_like(large[0]), np.zeros((3, size, size), np.float32)
-            # A kurtosis of zero: no gains.
-            energy = Energy(np.ones((2, size, size)), np.zeros((2, 4)))
-            layers = Layers(nothing, nothing[:, :0, :0], energy)
+        if not self.ground.levels.any():
+            return self._adding(tile, self._nothing())
+        return super()._chart(tile, places)
+
+    def _adding(self, tile: int, layers: Layers) -> Adding:
+        large, t = self.ground.large.splines[tile], layers.coarse[0]
+        mean = self._offset(tile, t) if t.any() else np.zeros_like(large[0])
         patterns = layers.coarse, layers.fine, *layers.energy
         ground = np.concatenate([large, mean[None]])
         chart = ground, *patterns, self.ground.crowded, self.ground.polarisation

@@ -403,7 +403,8 @@ class Tiling:
         near = np.zeros(len(pixels), np.uint16)
         for start in range(0, len(pixels), CHUNK):
             vectors = directions(nside, pixels[start : start + CHUNK])
-            inside = vectors @ self.centres.T >= math.cos(self.radius)
+            # Not by a BLAS; see `pysm_vae.sky.largescales.finer`.
+            inside = np.einsum("pk,tk->pt", vectors, self.centres) >= math.cos(self.radius)
             near[start : start + CHUNK] = inside @ (1 << np.arange(self.ntiles))
         for tile in range(self.ntiles):
             yield tile, np.flatnonzero(near & (1 << tile))

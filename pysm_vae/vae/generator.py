@@ -245,14 +245,16 @@ class Generator:
         self._check_conditional()
         # From there on the same step draws every octave.
         repeated = max(self.network.octaves - 2, 0)
+        function = self._refining(min(level, repeated), margin)
+        batches = self.batches(len(coarse), coarse.shape[1:])
+        return np.concatenate([function(coarse[some], latents[some]) for some in batches])
+
+    @staticmethod
+    def batches(n: int, shape: Sequence[int]) -> list[slice]:
+        """Which of ``n`` windows of a shape are refined at a time."""
         # Large windows one by one: their features are many times larger than they are.
-        together = max(1, _CELLS_TOGETHER // math.prod(coarse.shape[1:]))
-        refined = []
-        for start in range(0, len(coarse), together):
-            part = coarse[start : start + together]
-            function = self._refining(min(level, repeated), margin)
-            refined.append(function(part, latents[start : start + together]))
-        return np.concatenate(refined)
+        together = max(1, _CELLS_TOGETHER // math.prod(shape))
+        return [slice(start, start + together) for start in range(0, n, together)]
 
     @property
     def reach(self) -> int:
