@@ -32,7 +32,8 @@ CUT = (0.62, 0.78)
 MEAN_SCALE = 0.958
 #: Octaves of the finest grid of whole charts: 16 pixels a cell.
 COARSE_DEPTH = 4
-#: Cells of a block of a finer grid, and of the halo that its filters need.
+#: Cells of a block of a finer grid, and of the halo that its filters need: each in quarters, which
+#: charts are counted in (:mod:`pysm_vae.sky.cover`), and with its halos a block has whole cells.
 BLOCK_CELLS = 4.5
 HALO_CELLS = 0.75
 # Where, and within which width, blocks take over from the whole chart.
