@@ -32,6 +32,8 @@ FIT_ELL = (100, 1000)
 BANDS = 3
 # Below this multipole the sky must be the template.
 LARGE_ELL = 40
+# Skies of one seed are one sky at any nside: compared up to this multipole.
+SAME_ELL = 300
 
 
 def mask(nside: int, latitude: float) -> np.ndarray:
@@ -95,18 +97,23 @@ def judge(ell: np.ndarray, power: np.ndarray) -> dict[str, Any]:
     }
 
 
-def measure(nside: int, seeds: int, weights: str, console: Console) -> dict[str, Any]:
+def measure(
+    nside: int, seeds: int, weights: str, beside: int | None, console: Console
+) -> dict[str, Any]:
     """Mean spectra of skies; what spectra.json holds."""
     lmax = min(int(1.9 * nside), 1536)
     found: dict[str, list[np.ndarray]] = {str(latitude): [] for latitude in LATITUDES}
     large: list[list[float]] = []
+    same: list[dict[str, Any]] = []
     for seed in range(seeds):
         console.print(f"seed {seed}")
         dust = VAEDust(nside, seed=seed, weights=weights)
-        maps = np.array([m.value for m in (dust.I_ref, dust.Q_ref, dust.U_ref)], float)
+        maps = reference(dust)
         for latitude in LATITUDES:
             found[str(latitude)].append(spectra(maps, mask(nside, latitude), lmax))
         large.append(large_scales(maps, dust.template.maps(nside)))
+        if beside is not None:
+            same.append(agreement(maps, reference(VAEDust(beside, seed=seed, weights=weights))))
     ell, _ = binned(found[str(LATITUDES[0])][0], lmax)
     asked = Spectrum()
     report: dict[str, Any] = {
@@ -122,6 +129,8 @@ def measure(nside: int, seeds: int, weights: str, console: Console) -> dict[str,
         "power below 40 over the template's": np.mean(large, axis=0).tolist(),
         "latitudes": {},
     }
+    if beside is not None:
+        report["beside"] = {"nside": beside, "skies": same}
     for latitude, each in found.items():
         power = binned(np.mean(each, axis=0), lmax)[1]
         report["latitudes"][latitude] = {
@@ -140,6 +149,57 @@ def large_scales(maps: np.ndarray, template: np.ndarray) -> list[float]:
         for each in (maps, template)
     ]
     return (power[0] / power[1]).tolist()
+
+
+def reference(dust: VAEDust) -> np.ndarray:
+    """I, Q and U of a sky, (3, npix)."""
+    return np.array([m.value for m in (dust.I_ref, dust.Q_ref, dust.U_ref)], float)
+
+
+def agreement(maps: np.ndarray, others: np.ndarray) -> dict[str, dict[str, list[float]]]:
+    """How much two maps of I, Q and U are the same sky, in bands up to ``SAME_ELL``.
+
+    Gives the correlation, and the spectrum of the second over that of the first, of ln I on the
+    full sky and of I, E and B above the middle one of ``LATITUDES``.
+    """
+    found: list[np.ndarray] = []
+    for each in (maps, others):
+        nside = hp.npix2nside(each.shape[1])
+        weight = mask(nside, LATITUDES[1])
+        linear = each.copy()
+        linear[0] -= np.average(each[0], weights=weight)
+        logarithm = hp.map2alm(np.log(each[0]), lmax=SAME_ELL, iter=3)
+        found.append(np.array([logarithm, *hp.map2alm(weight * linear, lmax=SAME_ELL, iter=3)]))
+    figures = {}
+    for name, first, second in zip(("ln I", "I", "E", "B"), *found, strict=True):
+        power = [hp.alm2cl(first), hp.alm2cl(second), hp.alm2cl(first, second)]
+        # Weighted by modes, and each band's multipoles alike.
+        ell = np.arange(SAME_ELL + 1)
+        _, (own, other, cross, _) = binned(np.array([*power, power[0]]) * ell**2, SAME_ELL)
+        figures[name] = {
+            "correlation": (cross / np.sqrt(own * other)).tolist(),
+            "ratio": (other / own).tolist(),
+        }
+    return figures
+
+
+def same_sky(report: dict[str, Any]) -> Table:
+    """The worst of all bands and skies, for each field."""
+    other = report["beside"]
+    shown = Table(title=f"nside {other['nside']} beside {report['nside']}, up to ℓ = {SAME_ELL}")
+    for column in ("", "correlation, at least", "spectrum over spectrum, from", "to"):
+        shown.add_column(column)
+    for name in other["skies"][0]:
+        correlations, ratios = (
+            [each[name][key] for each in other["skies"]] for key in ("correlation", "ratio")
+        )
+        shown.add_row(
+            name,
+            f"{np.min(correlations):.4f}",
+            f"{np.min(ratios):.3f}",
+            f"{np.max(ratios):.3f}",
+        )
+    return shown
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -195,16 +255,21 @@ def main(
     nside: Annotated[int, typer.Option(min=128, help="Of the skies.")] = 512,
     seeds: Annotated[int, typer.Option(min=1, help="Skies to average.")] = 5,
     weights: Annotated[str, typer.Option(help="Shipped weights, or a model card.")] = "default",
+    beside: Annotated[
+        int | None, typer.Option(min=128, help="Another nside, to compare the same skies at.")
+    ] = None,
 ) -> None:
     """Measure the spectra of full skies on three parts of the sky."""
     console = Console()
     writable_folder(out)
-    report = measure(nside, seeds, weights, console)
+    report = measure(nside, seeds, weights, beside, console)
     write_json(report, out / "spectra.json")
     write_figure(figure(report), out / "spectra.png")
     console.print(table(report))
     ratios = ", ".join(f"{r:.4f}" for r in report["power below 40 over the template's"])
     console.print(f"Power below l = {LARGE_ELL} over the template's, T, E, B: {ratios}")
+    if beside is not None:
+        console.print(same_sky(report))
 
 
 if __name__ == "__main__":

@@ -745,6 +745,25 @@ class TestSpectra:
         scaled = maps * np.array([1.1, 1.0, 1.0])[:, None]
         np.testing.assert_allclose(spectra.large_scales(scaled, maps), [1.21, 1, 1], rtol=1e-6)
 
+    def test_the_same_sky_at_another_nside(self, rng):
+        """Brighter by a factor, and with a B that shares a part of its power."""
+        alm, other = (gaussian(256, (-0.5, -0.5, -0.5), rng) for _ in range(2))
+        maps = np.array(hp.alm2map(alm, 256))
+        mixed = [*alm[:2], 0.8 * alm[2] + 0.6 * other[2]]
+        others = np.array(hp.alm2map(mixed, 512))
+        for each in (maps, others):
+            each[0] += 100.0
+        others[0] *= 1.1
+        found = spectra.agreement(maps, others)
+        want = {"ln I": (1, 1), "I": (1, 1.21), "E": (1, 1), "B": (0.8, 1)}
+        assert list(found) == list(want)
+        for name, (correlation, ratio) in want.items():
+            tolerance = 0.03 if name == "B" else 0.002
+            np.testing.assert_allclose(found[name]["correlation"], correlation, atol=tolerance)
+            np.testing.assert_allclose(found[name]["ratio"], ratio, rtol=5 * tolerance)
+        shown = spectra.same_sky({"nside": 256, "beside": {"nside": 512, "skies": [found]}})
+        assert shown.row_count == 4
+
     def test_bands_follow_each_other(self):
         bands = spectra.bands(1000)
         assert bands[0][0] == 60

@@ -34,6 +34,7 @@ from pysm_vae.sky.largescales import (
     finer,
     spline,
 )
+from pysm_vae.sky.planes import Plane
 from pysm_vae.sky.seams import gains_of, steep_gain
 from pysm_vae.sky.smallscales import SmallScales, _add
 from pysm_vae.sky.templates import SPLIT, embedded_template, handover, load_template
@@ -479,6 +480,34 @@ def disc(fine):
     centre = ((1 - quarter) * fine.tiling.centres[1] + tangent) / (1 + quarter)
     pixels = hp.query_disc(1024, centre, np.radians(4))
     return centre, pixels, fine.draw(pixels)
+
+
+def test_variance_of_patterns(ground):
+    """Of a whole chart, from its filter; and blocks add to a chart's what its own grid lacks."""
+    plane = Plane(CELLS, 3)
+    drawn = ground._spectra(plane.cycles, 3) * ground._deficit_at(plane.cycles)
+    power = (ground.filters(plane)["T"] * plane.interpolation) ** 2 * drawn
+    # Of a real field's modes half are given, but for those at either end.
+    total = 2 * power.sum() - power[:, [0, -1]].sum()
+    assert ground.variance(plane) == pytest.approx(total / plane.size**2, rel=0.01)
+    large, small = Plane(CELLS, 4, part="large"), Plane(6, 5, part="small")
+    together, whole = ground.variance(large, small), ground.variance(Plane(6, 5))
+    assert together == pytest.approx(whole, rel=1e-3)
+    assert whole - ground.variance(large) > 0.05 * whole
+
+
+def test_blocks_of_a_fine_grid_keep_the_mean_intensity(template, disc):
+    """Of strong patterns: without what is done about it, by several per cent."""
+    centre, *_ = disc
+    strong = Spectrum(amplitude=3.0)
+    means = []
+    for nside in (256, 1024):
+        small = SmallScales(load_generator(), template, seed=0, nside=nside, spectrum=strong)
+        pixels = hp.query_disc(nside, centre, np.radians(6))
+        large = template.fields(*hp.pix2ang(nside, pixels))[0]
+        means.append(np.exp(small.draw(pixels)[0] - large).mean())
+    assert small._variance > 0.02
+    assert means[1] / means[0] == pytest.approx(1, abs=0.3 * small._variance)
 
 
 def test_blocks_of_a_fine_grid_have_the_same_bits(fine, disc):

@@ -11,11 +11,13 @@ import healpy as hp
 import numpy as np
 import scipy.fft
 import scipy.ndimage
+from scipy.integrate import trapezoid
 
 from pysm_vae.files import data_path
 from pysm_vae.kept import kept
 from pysm_vae.sky.calibration import (
     CALIBRATION_NSIDE,
+    NODES,
     PIVOT,
     Calibrator,
     Spectrum,
@@ -59,6 +61,8 @@ OFFSET_WIDTH = 6.0
 SCALES = (0.88, 0.94, 1.0)
 #: Octaves of the grid on which that mean is known.
 OFFSET_DEPTH = 1
+# Multipole beyond any grid.
+_HIGHEST = 1e5
 #: What is measured: T's power drawn for the template over that of a blind pattern, about 1, 2, …
 #: cycles a chart, and the coefficients of :meth:`Ground.excess`.
 CALIBRATION = ("deficit", "excess")
@@ -221,6 +225,14 @@ class Ground:
         mean = np.exp(bounded(t)).reshape(size, block, size, block).mean(axis=(1, 3))
         width = np.radians(OFFSET_WIDTH) / (CELL / 2**OFFSET_DEPTH)
         return -np.log(scipy.ndimage.gaussian_filter(mean, width / np.sqrt(8 * np.log(2))))
+
+    def variance(self, *planes: Plane) -> float:
+        """Variance of the T patterns that planes add up to, where roughness and crowding are 1."""
+        log_ell = np.linspace(np.log(NODES[0]), np.log(_HIGHEST), 2000)
+        ell = np.exp(log_ell)
+        power = pattern_power(ell, self.levels[0], self.spectrum.slopes[0]) / self.excess(ell)
+        amplitude = np.sum([plane.passed(ell) for plane in planes], axis=0)
+        return float(trapezoid(power * amplitude**2, log_ell))
 
     def filters(self, plane: Plane) -> dict[str, np.ndarray]:
         """Filters of a plane for T, E, B, and for the part of E that is made of T's field."""

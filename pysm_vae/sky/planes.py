@@ -88,16 +88,14 @@ class Plane:
         self.cycles = frequency * 2**depth
         on_sky = MEAN_SCALE * pixel
         self.ell = self.ell_of(self.cycles)
-        low, high = (min(CUT[0] * np.pi / on_sky, lmax), min(CUT[1] * np.pi / on_sky, 1.5 * lmax))
-        cut = np.clip((self.ell - low) / (high - low), 0, 1)
+        self._cut = min(CUT[0] * np.pi / on_sky, lmax), min(CUT[1] * np.pi / on_sky, 1.5 * lmax)
+        self._part = part
         response = np.outer(
             bspline_response(scipy.fft.fftfreq(self.size)),
             bspline_response(scipy.fft.rfftfreq(self.size)),
         )
         self.interpolation = response
-        self._common = np.cos(0.5 * np.pi * cut) ** 2 / response / on_sky
-        large = 0.5 * erfc((self.ell - _TAKE_OVER[0]) / _TAKE_OVER[1])
-        self._common *= {"whole": 1.0, "large": large, "small": 1.0 - large}[part]
+        self._common = self.passed(self.ell) / response / on_sky
         self._common[0, 0] = 0.0
         self._cosine = ((ky**2 - kx**2) / frequency**2).astype(np.float32)
         self._sine = (-2 * kx * ky / frequency**2).astype(np.float32)
@@ -110,6 +108,13 @@ class Plane:
     def ell_of(cycles: np.ndarray) -> np.ndarray:
         """Multipoles of wavenumbers in cycles a cell, at a chart's mean scale."""
         return 2 * np.pi * cycles / (CELL * MEAN_SCALE)
+
+    def passed(self, ell: np.ndarray) -> np.ndarray:
+        """Share of the amplitude at multipoles that patterns have; shape as given."""
+        low, high = self._cut
+        cut = np.cos(0.5 * np.pi * np.clip((ell - low) / (high - low), 0, 1)) ** 2
+        large = 0.5 * erfc((ell - _TAKE_OVER[0]) / _TAKE_OVER[1])
+        return cut * {"whole": 1.0, "large": large, "small": 1.0 - large}[self._part]
 
     def filter(self, power: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """Filter from fields to the spline coefficients of patterns.

@@ -14,7 +14,7 @@ import numpy as np
 
 from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import Between, Canvas
-from pysm_vae.sky.ground import BRIGHTEST, shared_ground
+from pysm_vae.sky.ground import BRIGHTEST, OFFSET_DEPTH, shared_ground
 from pysm_vae.sky.largescales import finer, spline
 from pysm_vae.sky.patterns import Adding, Layers, Patterns
 from pysm_vae.sky.planes import Plane, spline_values
@@ -67,6 +67,11 @@ class SmallScales(Patterns):
         self.ground = shared_ground(generator, template, spectrum, tuple(split))
         tiling, slopes = self.ground.tiling, spectrum.slopes
         super().__init__(generator, tiling, seed=seed, nside=nside, slopes=slopes)
+        # Of what the blocks of fine grids add to T.
+        self._variance = 0.0
+        if self.depth > self._plane.depth:
+            whole, large = (self._plane, self._block), (self._plane,)
+            self._variance = self.ground.variance(*whole) - self.ground.variance(*large)
 
     def draw(
         self,
@@ -112,7 +117,11 @@ class SmallScales(Patterns):
         return add
 
     def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
-        """What keeps the mean intensity, of the spline coefficients of T: a spline as well."""
+        """What keeps the mean intensity, of the spline coefficients of T: a spline as well.
+
+        By what these do to it; what blocks add is not known but where it is wanted, so that their
+        share is what its variance does on average.
+        """
         large = self.ground.large
         # Smooth enough to be the same in the pixels between its own.
         known = min(self._plane.depth, large.depth)
@@ -121,6 +130,7 @@ class SmallScales(Patterns):
         offset = self.ground.offset(
             spline_values(t) * np.kron(rough, np.ones((block, block), np.float32))
         )
+        offset -= 0.5 * self._variance * large.values(tile, OFFSET_DEPTH)[0] ** 2
         return spline(finer(offset, large.size // len(offset))).astype(np.float32)
 
 
