@@ -391,8 +391,11 @@ class _Step(layers.Layer):
         self.gain = self.add_weight(shape=shape, initializer="zeros", name="gain")
         self.built = True
 
-    def call(self, features: Any, environment: Any, octave: int) -> Any:
+    def call(self, features: Any, environment: Any, octave: int, shrink: bool = False) -> Any:
         """Map features ``(n, m, m, c)`` of one octave to its outputs.
+
+        These are of all cells, or without those that have others within the reach beyond the edges:
+        then no convolution runs on more cells than the next one needs.
 
         The environment is one for each, ``(n,)``, or one for all, ``()``: then its shares of biases
         and outputs are added up before they meet the cells, which is faster.
@@ -403,10 +406,12 @@ class _Step(layers.Layer):
             environment = ops.reshape(environment, (-1, 1, 1, 1))
         for i, convolution in enumerate(self.convolutions):
             bias = self.octave_bias[i, octave] + environment * self.environment_shift[i, octave]
-            filtered = ops.conv(features, convolution.kernel, padding="same")
+            padding = "valid" if shrink else "same"
+            filtered = ops.conv(features, convolution.kernel, padding=padding)
             # As good as a Gaussian error unit, and three times as fast on a CPU.
             hidden = ops.silu(filtered + (convolution.bias + bias))
-            features = hidden if i == 0 else features + hidden
+            lost = convolution.kernel_size[0] // 2 if shrink else 0
+            features = hidden if i == 0 else _crop(features, lost) + hidden
         gain = ops.exp(self.PACE * (self.gain[0, octave] + environment * self.gain[1, octave]))
         if for_all:
             kernel, bias = (
@@ -695,11 +700,16 @@ class Octave(PatchVAE):
         if largest < math.inf:
             bands = [largest * ops.tanh(band / largest) for band in bands]
         squared = ops.square(bands[0])
-        energies = [0.5 * ops.log(_box(squared, width) + 0.01) for width in self.ENERGY_WINDOWS]
-        maps = [*bands, *self._directions(coarse, scale[0]), *energies]
-        return _stacked([_crop(each, outside) for each in maps])
+        energies = [_crop(_box(squared, width), outside) for width in self.ENERGY_WINDOWS]
+        return _stacked(
+            [
+                *(_crop(band, outside) for band in bands),
+                *self._directions(coarse, scale[0], outside),
+                *(0.5 * ops.log(energy + 0.01) for energy in energies),
+            ]
+        )
 
-    def _directions(self, coarse: Any, scale: Any) -> list[Any]:
+    def _directions(self, coarse: Any, scale: Any, outside: int = 0) -> list[Any]:
         """Cosine and sine of twice the gradient's angle, times its coherence, in each window."""
         scaled = ops.squeeze(coarse, -1) / scale
         down, right = _gradient(scaled, 1), _gradient(scaled, 2)
@@ -713,7 +723,8 @@ class Octave(PatchVAE):
         )
         found = []
         for window in self.DIRECTION_WINDOWS:
-            cosine, sine, energy = ops.split(_box(tensor, window), 3, axis=0)
+            means = _crop(_box(tensor, window), outside)
+            cosine, sine, energy = ops.split(means, 3, axis=0)
             # Where the map is flat there is no direction.
             found += [cosine / (energy + 1e-3), sine / (energy + 1e-3)]
         return found
@@ -728,8 +739,14 @@ class Octave(PatchVAE):
         if self.wide:
             inputs.append(self._wide_latents(z, outside))
         number = octave if octave < self.FINE else octave - self.FINE
-        outputs = step(ops.concatenate(inputs, axis=-1), environment=environment, octave=number)
-        inside = _crop(outputs, margin - outside)
+        shrink = margin - outside == step.reach
+        outputs = step(
+            ops.concatenate(inputs, axis=-1),
+            environment=environment,
+            octave=number,
+            shrink=shrink,
+        )
+        inside = outputs if shrink else _crop(outputs, margin - outside)
         details, growth = inside[..., :3], inside[..., 3:]
         return details * ops.exp(2.0 * ops.tanh(0.5 * growth))
 
