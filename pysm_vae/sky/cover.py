@@ -22,9 +22,9 @@ from pysm_vae.sky.tiling import CELLS, Tiling, occupied
 
 #: Squares along the side of a cell. What is needed of a chart is counted in them.
 SQUARES = 4
-#: Cells around a chart's window in which its fields are drawn. What is beyond reaches into it,
-#: through the filters, only where it ends.
-MARGIN_CELLS = 1
+#: Cells around a chart's window in which its fields are drawn: as far as the filters of fine grids
+#: see, and further than those of any detail.
+MARGIN_CELLS = HALO_CELLS
 #: Most rows and columns of a rectangle, in pixels of the grid that is refined: the larger, the less
 #: work for margins, and the more that charts draw beyond what can be seen of them.
 LARGEST = (180, 360)
@@ -177,7 +177,7 @@ def chart_cover(tiling: Tiling, tile: int, depth: int, reach: int) -> Cover:
 @lru_cache(maxsize=16)
 def _chart_cover(overlap: float, tile: int, depth: int, reach: int) -> Cover:
     window = Tiling(overlap).window_on(tile, _SIDE) > 0
-    return Cover(_widened(window, MARGIN_CELLS * SQUARES), depth, reach)
+    return Cover(_widened(window, int(MARGIN_CELLS * SQUARES)), depth, reach)
 
 
 def blocks(tiling: Tiling, tile: int, places: np.ndarray | None = None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from functools import lru_cache, partial
 from typing import Any
 
@@ -368,8 +369,11 @@ class Ground:
 
 
 def bounded(t: np.ndarray) -> np.ndarray:
-    """T fluctuations (of ln I) that raise the intensity within ``BRIGHTEST``, shape as given."""
-    knee, end = np.log(BRIGHTEST)
+    """T fluctuations (of ln I) that raise the intensity within ``BRIGHTEST``.
+
+    Shape and precision as given.
+    """
+    knee, end = (math.log(factor) for factor in BRIGHTEST)
     above = np.maximum(t - knee, 0) / (end - knee)
     return np.minimum(t, knee) + (end - knee) * np.tanh(above)
 

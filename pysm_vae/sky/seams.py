@@ -38,15 +38,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numba
 import numpy as np
-import scipy.ndimage
+import scipy.fft
 
-from pysm_vae.sky.planes import spline_values
+from pysm_vae.sky.planes import bspline_response, spline_values
 from pysm_vae.sky.tiling import CELLS, at, axis, smooth_step, spot
-from pysm_vae.threads import over
+from pysm_vae.threads import over, threads
 
 #: Octaves of the grid of energies: half a degree, of which the cubic spline makes 0.8. Narrower
 #: than a seam, and wide enough that an energy is not that of a single wave.
@@ -113,23 +114,43 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
         Of each group; of nothing, one that gives no gains.
     """
     while patterns.shape[-1] > CELLS << _SQUARED_DEPTH:
-        rows = patterns[:, ::2] + patterns[:, 1::2]
-        patterns = 0.25 * (rows[:, :, ::2] + rows[:, :, 1::2])
-    values = spline_values(patterns)
-    values -= scipy.ndimage.gaussian_filter(values, _LARGE, axes=(1, 2))
-    squares = values**2
-    size = CELLS << ENERGY_DEPTH
-    block = squares.shape[-1] // size
+        patterns = _halved(patterns)
+    waves = scipy.fft.rfft2(patterns, workers=threads())
+    squares = scipy.fft.irfft2(waves * _small_scales(patterns.shape[-1]), workers=threads()) ** 2
+    means = squares
+    while means.shape[-1] > CELLS << ENERGY_DEPTH:
+        means = _halved(means)
+    some = patterns.any(axis=(1, 2))
     splines, numbers = [], []
     for group in groups:
-        square = squares[group]
-        square = square[square.any(axis=(1, 2))] if square.any() else square[:1]
-        means = square.mean(axis=0).reshape(size, block, size, block).mean(axis=(1, 3))
+        which = np.arange(len(patterns))[group]
+        which = which[some[which]] if some[which].any() else which[:1]
         # Where there is no pattern its energy is of no account, but it has a logarithm.
-        splines.append(np.maximum(means, np.finfo(np.float32).tiny).astype(float))
-        logs = _inner(np.log(spline_values(splines[-1])))
-        numbers.append(_numbers(_inner(square), _inner(splines[-1]), logs))
+        mean = np.maximum(means[which].mean(axis=0), np.finfo(np.float32).tiny).astype(float)
+        logs = _inner(np.log(spline_values(mean)))
+        splines.append(mean)
+        numbers.append(_numbers(_inner(squares[which]), _inner(mean), logs))
     return Energy(np.array(splines), np.array(numbers))
+
+
+def _halved(fields: np.ndarray) -> np.ndarray:
+    """Means over blocks of two by two pixels."""
+    rows = fields[:, ::2] + fields[:, 1::2]
+    return 0.25 * (rows[:, :, ::2] + rows[:, :, 1::2])
+
+
+@lru_cache(maxsize=2)
+def _small_scales(size: int) -> np.ndarray:
+    """From the spline coefficients of a periodic field to its values, less those of large scales.
+
+    Of the modes, (size, size // 2 + 1).
+    """
+    modes = scipy.fft.fftfreq(size), scipy.fft.rfftfreq(size)
+    values, large = (
+        np.outer(*(amplitude(k) for k in modes))
+        for amplitude in (bspline_response, lambda k: np.exp(-2 * (np.pi * _LARGE * k) ** 2))
+    )
+    return (values * (1 - large)).astype(np.float32)
 
 
 def _numbers(

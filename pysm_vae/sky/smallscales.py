@@ -128,7 +128,7 @@ class SmallScales(Patterns):
         rough, _ = large.values(tile, known)
         block = 2 ** (self._plane.depth - known)
         offset = self.ground.offset(
-            spline_values(t) * np.kron(rough, np.ones((block, block), np.float32))
+            spline_values(t) * rough.astype(np.float32).repeat(block, axis=0).repeat(block, axis=1)
         )
         offset -= 0.5 * self._variance * large.values(tile, OFFSET_DEPTH)[0] ** 2
         return spline(finer(offset, large.size // len(offset))).astype(np.float32)

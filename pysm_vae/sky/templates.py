@@ -175,10 +175,11 @@ def _exponential(start, stop, fields, maps):
     for n in range(start, stop):
         q, u = float(fields[1, n]), float(fields[2, n])
         p = math.sqrt(q * q + u * u)
-        scale = math.exp(float(fields[0, n]))
-        # sinh(p)/p by its series where the quotient would be 0/0.
-        stretch = scale * (math.sinh(p) / p if p > 1e-4 else 1.0 + p * p / 6.0)
-        maps[0, n] = scale * math.cosh(p)
+        scale, growth = math.exp(float(fields[0, n])), math.exp(p)
+        cosh, sinh = 0.5 * (growth + 1.0 / growth), 0.5 * (growth - 1.0 / growth)
+        # sinh(p)/p by its series where digits of the difference would be lost.
+        stretch = scale * (sinh / p if p > 1e-3 else 1.0 + p * p / 6.0)
+        maps[0, n] = scale * cosh
         maps[1, n] = q * stretch
         maps[2, n] = u * stretch
 
