@@ -7,6 +7,7 @@ charts that cover it, and on fine grids only on its surroundings.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +38,8 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 BAND_LIMIT = 1.9
 #: Octaves of the finest grids, for nside 8192.
 MAX_DEPTH = 8
-# Charts are drawn at the same time as far as they fit in so many bytes; each takes some copies of
-# its finest grid.
+# Charts are drawn at the same time, one more than there are threads, since each leaves its own
+# idle now and then; as far as they fit in so many bytes. Each takes some copies of its finest grid.
 _CHARTS_MEMORY = 1_500_000_000
 _COPIES = 6
 
@@ -173,8 +174,7 @@ class Patterns(ABC):
 
             over(len(where), piece)
 
-        of_chart = _COPIES * maps.itemsize * len(maps) * (CELLS << self.depth) ** 2
-        together = min(threads(), max(1, _CHARTS_MEMORY // of_chart))
+        together = min(threads() + 1, max(1, _CHARTS_MEMORY // self._memory(npix)))
         with ThreadPoolExecutor(1) as pool:
             # What lays charts is compiled, if it has to be, while the first of them are drawn.
             nowhere = np.empty((0, 3)), np.empty(0, np.int64), maps
@@ -185,6 +185,14 @@ class Patterns(ABC):
                 if progress is not None:
                     progress(number, total)
         return maps
+
+    def _memory(self, npix: int) -> int:
+        """Bytes that a chart takes while it is drawn, of a sky on so many pixels."""
+        whole, fine = ((CELLS << depth) ** 2 for depth in (self._plane.depth, self.depth))
+        # Where a part of a fine grid is wanted, rows of it are held in which there is something.
+        rows = min(1.0, math.sqrt(self.tiling.ntiles * npix / hp.nside2npix(self.nside)))
+        size = whole if fine == whole else whole + int(rows * fine)
+        return _COPIES * np.dtype(np.float32).itemsize * len(self.fields) * size
 
     @abstractmethod
     def _filters_of(self, plane: Plane) -> dict[str, np.ndarray]:
