@@ -207,7 +207,7 @@ def estimate(
     touched = tiling.ntiles if order.pixels is None else _touched(order, tiling, order.pixels)
 
     start = time.perf_counter()
-    together = min(threads(), touched)
+    together = min(threads() + 1, touched)
     discs = [_discs(order, tiling, together, number) for number in (0, 1)]
     # What all skies share is worked out here.
     _draw(order, discs[0][0])
