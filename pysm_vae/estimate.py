@@ -21,7 +21,7 @@ from pysm_vae.ensemble import is_there
 from pysm_vae.mapfiles import write_map
 from pysm_vae.simulate import Order, check_seed, sky_bytes
 from pysm_vae.sky.tiling import Tiling
-from pysm_vae.threads import threads
+from pysm_vae.threads import at_once
 
 if TYPE_CHECKING:
     from pysm_vae.vae.patches import Split
@@ -207,7 +207,7 @@ def estimate(
     touched = tiling.ntiles if order.pixels is None else _touched(order, tiling, order.pixels)
 
     start = time.perf_counter()
-    together = min(threads() + 1, touched)
+    together = min(at_once(), touched)
     discs = [_discs(order, tiling, together, number) for number in (0, 1)]
     # What all skies share is worked out here.
     _draw(order, discs[0][0])

@@ -40,6 +40,14 @@ def threads() -> int:
     return max(1, known // len(getattr(_local, "at_work", (None,))))
 
 
+def at_once() -> int:
+    """How many things to make :func:`in_order` if each leaves its thread idle now and then.
+
+    One more than there are threads; but one by one where there is a single thread.
+    """
+    return threads() + 1 if threads() > 1 else 1
+
+
 def over(size: int, work: Callable[[int, int], None], piece: int = PIECE) -> None:
     """Work on pieces of a range at the same time.
 

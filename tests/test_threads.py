@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pysm_vae.threads import cores, in_order, over, threads
+from pysm_vae.threads import at_once, cores, in_order, over, threads
 
 
 def test_as_many_as_the_environment_says(monkeypatch):
@@ -17,6 +17,12 @@ def test_as_many_as_the_environment_says(monkeypatch):
     for nothing in ("", "0", "many", "2,2"):
         monkeypatch.setenv("OMP_NUM_THREADS", nothing)
         assert threads() == len(cores()) >= 1
+
+
+def test_one_thread_makes_things_one_by_one(monkeypatch):
+    for number, together in (("1", 1), ("2", 3), ("8", 9)):
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        assert at_once() == together
 
 
 @pytest.mark.parametrize("number", ["1", "4"])

@@ -30,7 +30,7 @@ from pysm_vae.sky.seams import (
     steep_gain,
 )
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, directions, local_scale
-from pysm_vae.threads import in_order, over, threads
+from pysm_vae.threads import at_once, in_order, over
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
 #: Patterns keep their spectrum up to this multiple of nside, and a grid is fine enough if it holds
@@ -38,8 +38,8 @@ from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 BAND_LIMIT = 1.9
 #: Octaves of the finest grids, for nside 8192.
 MAX_DEPTH = 8
-# Charts are drawn at the same time, one more than there are threads, since each leaves its own
-# idle now and then; as far as they fit in so many bytes. Each takes some copies of its finest grid.
+# Charts are drawn at the same time as far as they fit in so many bytes; each takes some copies of
+# its grids.
 _CHARTS_MEMORY = 1_500_000_000
 _COPIES = 6
 
@@ -174,7 +174,7 @@ class Patterns(ABC):
 
             over(len(where), piece)
 
-        together = min(threads() + 1, max(1, _CHARTS_MEMORY // self._memory(npix)))
+        together = min(at_once(), max(1, _CHARTS_MEMORY // self._memory(npix)))
         with ThreadPoolExecutor(1) as pool:
             # What lays charts is compiled, if it has to be, while the first of them are drawn.
             nowhere = np.empty((0, 3)), np.empty(0, np.int64), maps

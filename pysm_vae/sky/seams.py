@@ -120,7 +120,7 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
     means = squares
     while means.shape[-1] > CELLS << ENERGY_DEPTH:
         means = _halved(means)
-    some = patterns.any(axis=(1, 2))
+    some = np.array([field.any() for field in patterns])
     splines, numbers = [], []
     for group in groups:
         which = np.arange(len(patterns))[group]
