@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -560,16 +561,12 @@ def measure_first_map(repeats: int) -> dict[str, Any]:
     The very first also reads all libraries from the disk, if nothing else has before.
     """
     times: dict[str, list[float]] = {"all compiled": [], "compiled before": []}
+    process = partial(subprocess.run, [sys.executable, "-c", FIRST_MAP], check=True)
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "XDG_CACHE_HOME": cache}
-            command = [sys.executable, "-c", FIRST_MAP]
-
-            def process(env: dict[str, str] = environment, what: list[str] = command) -> None:
-                subprocess.run(what, env=env, check=True, capture_output=True)
-
             for each in times.values():
-                each.append(_timed(process))
+                each.append(_timed(partial(process, env=environment, capture_output=True)))
     return {name: median(each) for name, each in times.items()} | {"times": times}
 
 
@@ -608,8 +605,8 @@ def tables(report: dict[str, Any]) -> list[Table]:
     """Draws, emission, and the profile of the largest sky."""
     draws = Table(title=f"Draw, warm: {OURS} beside {D11}")
     for column in (
-        "nside", "s", "GB", "process GB", "PySM s", "GB", "process GB", "times as fast",
-        "share of memory", "of process", "1 % of the sky, s", "over full",
+        "nside", "s", "GB", "process GB", "PySM s", "PySM GB", "PySM process GB",
+        "times as fast", "share of memory", "of process", "1 % of the sky, s", "over full",
     ):  # fmt: skip
         draws.add_column(column)
     emission = Table(title=f"Emission: {OURS} beside {D1}")

@@ -62,7 +62,7 @@ def bands(lmax: int) -> list[tuple[int, int]]:
 
 
 def binned(d_ell: np.ndarray, lmax: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of multipoles, (bands,), and of spectra, (4, bands), weighted by modes."""
+    """Means of multipoles, (bands,), and of spectra, one a row, weighted by modes."""
     ell = np.arange(lmax + 1)
     weight = 2 * ell + 1
     rows = [
@@ -175,7 +175,7 @@ def agreement(maps: np.ndarray, others: np.ndarray) -> dict[str, dict[str, list[
         power = [hp.alm2cl(first), hp.alm2cl(second), hp.alm2cl(first, second)]
         # Weighted by modes, and each band's multipoles alike.
         ell = np.arange(SAME_ELL + 1)
-        _, (own, other, cross, _) = binned(np.array([*power, power[0]]) * ell**2, SAME_ELL)
+        _, (own, other, cross) = binned(np.array(power) * ell**2, SAME_ELL)
         figures[name] = {
             "correlation": (cross / np.sqrt(own * other)).tolist(),
             "ratio": (other / own).tolist(),

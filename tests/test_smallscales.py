@@ -497,7 +497,7 @@ def test_variance_of_patterns(ground):
 
 
 def test_blocks_of_a_fine_grid_keep_the_mean_intensity(template, disc):
-    """Of strong patterns: without what is done about it, by several per cent."""
+    """Of strong patterns: without what is done about it, by two per cent."""
     centre, *_ = disc
     strong = Spectrum(amplitude=3.0)
     means = []

@@ -90,12 +90,8 @@ class Plane:
         self.ell = self.ell_of(self.cycles)
         self._cut = min(CUT[0] * np.pi / on_sky, lmax), min(CUT[1] * np.pi / on_sky, 1.5 * lmax)
         self._part = part
-        response = np.outer(
-            bspline_response(scipy.fft.fftfreq(self.size)),
-            bspline_response(scipy.fft.rfftfreq(self.size)),
-        )
-        self.interpolation = response
-        self._common = self.passed(self.ell) / response / on_sky
+        self.interpolation = interpolation(self.size)
+        self._common = self.passed(self.ell) / self.interpolation / on_sky
         self._common[0, 0] = 0.0
         self._cosine = ((ky**2 - kx**2) / frequency**2).astype(np.float32)
         self._sine = (-2 * kx * ky / frequency**2).astype(np.float32)
@@ -215,6 +211,13 @@ def bspline_response(k: np.ndarray) -> np.ndarray:
         The response, between 1/3 (Nyquist) and 1 (k = 0).
     """
     return (2 + np.cos(2 * np.pi * np.asarray(k))) / 3
+
+
+def interpolation(size: int) -> np.ndarray:
+    """:func:`bspline_response` at the modes of a grid, shape (size, size // 2 + 1)."""
+    return np.outer(
+        bspline_response(scipy.fft.fftfreq(size)), bspline_response(scipy.fft.rfftfreq(size))
+    )
 
 
 def spline_values(coefficients: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ import numba
 import numpy as np
 import scipy.fft
 
-from pysm_vae.sky.planes import bspline_response, spline_values
+from pysm_vae.sky.planes import interpolation, spline_values
 from pysm_vae.sky.tiling import CELLS, at, axis, smooth_step, spot
 from pysm_vae.threads import over, threads
 
@@ -145,12 +145,9 @@ def _small_scales(size: int) -> np.ndarray:
 
     Of the modes, (size, size // 2 + 1).
     """
-    modes = scipy.fft.fftfreq(size), scipy.fft.rfftfreq(size)
-    values, large = (
-        np.outer(*(amplitude(k) for k in modes))
-        for amplitude in (bspline_response, lambda k: np.exp(-2 * (np.pi * _LARGE * k) ** 2))
-    )
-    return (values * (1 - large)).astype(np.float32)
+    squared = scipy.fft.fftfreq(size)[:, None] ** 2 + scipy.fft.rfftfreq(size) ** 2
+    large = np.exp(-2 * (np.pi * _LARGE) ** 2 * squared)
+    return (interpolation(size) * (1 - large)).astype(np.float32)
 
 
 def _numbers(

@@ -700,16 +700,11 @@ class Octave(PatchVAE):
         if largest < math.inf:
             bands = [largest * ops.tanh(band / largest) for band in bands]
         squared = ops.square(bands[0])
-        energies = [_crop(_box(squared, width), outside) for width in self.ENERGY_WINDOWS]
-        return _stacked(
-            [
-                *(_crop(band, outside) for band in bands),
-                *self._directions(coarse, scale[0], outside),
-                *(0.5 * ops.log(energy + 0.01) for energy in energies),
-            ]
-        )
+        energies = [0.5 * ops.log(_box(squared, width) + 0.01) for width in self.ENERGY_WINDOWS]
+        maps = [*bands, *self._directions(coarse, scale[0]), *energies]
+        return _stacked([_crop(each, outside) for each in maps])
 
-    def _directions(self, coarse: Any, scale: Any, outside: int = 0) -> list[Any]:
+    def _directions(self, coarse: Any, scale: Any) -> list[Any]:
         """Cosine and sine of twice the gradient's angle, times its coherence, in each window."""
         scaled = ops.squeeze(coarse, -1) / scale
         down, right = _gradient(scaled, 1), _gradient(scaled, 2)
@@ -723,8 +718,7 @@ class Octave(PatchVAE):
         )
         found = []
         for window in self.DIRECTION_WINDOWS:
-            means = _crop(_box(tensor, window), outside)
-            cosine, sine, energy = ops.split(means, 3, axis=0)
+            cosine, sine, energy = ops.split(_box(tensor, window), 3, axis=0)
             # Where the map is flat there is no direction.
             found += [cosine / (energy + 1e-3), sine / (energy + 1e-3)]
         return found
@@ -739,14 +733,14 @@ class Octave(PatchVAE):
         if self.wide:
             inputs.append(self._wide_latents(z, outside))
         number = octave if octave < self.FINE else octave - self.FINE
-        shrink = margin - outside == step.reach
+        shrink = margin >= step.reach
         outputs = step(
             ops.concatenate(inputs, axis=-1),
             environment=environment,
             octave=number,
             shrink=shrink,
         )
-        inside = outputs if shrink else _crop(outputs, margin - outside)
+        inside = outputs if shrink else _crop(outputs, margin)
         details, growth = inside[..., :3], inside[..., 3:]
         return details * ops.exp(2.0 * ops.tanh(0.5 * growth))
 
