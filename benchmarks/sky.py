@@ -340,7 +340,8 @@ def stages(profiled: pstats.Stats) -> tuple[dict[str, float], dict[str, float]]:
 
 def stage_of(module: str, function: str) -> str:
     """The part of the work that a function of the package belongs to."""
-    if function == "draw_latents":
+    # The latter is a part of the former.
+    if function in ("draw_latents", "fill"):
         return "latents"
     if "log_pol_tens" in function:
         return "log-pol-tens"

@@ -497,17 +497,20 @@ def test_variance_of_patterns(ground):
 
 
 def test_blocks_of_a_fine_grid_keep_the_mean_intensity(template, disc):
-    """Of strong patterns: without what is done about it, by two per cent."""
+    """Of strong patterns. Without what is done about it three skies are too bright by 0.9 %."""
     centre, *_ = disc
-    strong = Spectrum(amplitude=3.0)
     means = []
     for nside in (256, 1024):
-        small = SmallScales(load_generator(), template, seed=0, nside=nside, spectrum=strong)
         pixels = hp.query_disc(nside, centre, np.radians(6))
         large = template.fields(*hp.pix2ang(nside, pixels))[0]
-        means.append(np.exp(small.draw(pixels)[0] - large).mean())
-    assert small._variance > 0.02
-    assert means[1] / means[0] == pytest.approx(1, abs=0.3 * small._variance)
+        skies = [
+            SmallScales(
+                load_generator(), template, seed=seed, nside=nside, spectrum=Spectrum(amplitude=3.0)
+            )
+            for seed in range(3)
+        ]
+        means.append(np.mean([np.exp(sky.draw(pixels)[0] - large).mean() for sky in skies]))
+    assert means[1] / means[0] == pytest.approx(1, abs=0.005)
 
 
 def test_blocks_of_a_fine_grid_have_the_same_bits(fine, disc):
