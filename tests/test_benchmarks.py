@@ -22,10 +22,12 @@ from scipy.ndimage import gaussian_filter
 from synthetic import NETWORK, SIZE, field, make_card, make_generator, make_map, make_network
 from typer.testing import CliRunner
 
+from pysm_vae import VAEDust
 from pysm_vae.cli.learning import DEFAULTS
 from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.sed import emission
 from pysm_vae.sky.templates import load_template, to_log_pol_tens
+from pysm_vae.sky.tiling import Tiling
 from pysm_vae.stats import report
 from pysm_vae.stats.compare import DISTANCES
 from pysm_vae.stats.spectra import detrend
@@ -610,9 +612,16 @@ class TestSky:
         assert drawn["process"] == pytest.approx(160e6, rel=0.2)
         assert drawn["seconds"] > 0
 
-    def test_disc(self):
-        pixels = sky_benchmark._disc(64).pixel_indices
-        assert len(pixels) / (12 * 64**2) == pytest.approx(0.01, rel=0.02)
+    def test_discs(self):
+        """A hundredth of the sky each, apart from each other; the worst touches three charts."""
+        parts = [part.pixel_indices for part in sky_benchmark.discs(64)]
+        for pixels in parts:
+            assert len(pixels) / (12 * 64**2) == pytest.approx(0.01, rel=0.02)
+        assert len(np.unique(np.concatenate(parts[:-1]))) == sum(map(len, parts[:-1]))
+        touched = [
+            sum(len(where) > 0 for _, where in Tiling().charts(64, pixels)) for pixels in parts
+        ]
+        assert touched[-1] >= max(touched) >= 3
 
     def test_libraries_count_for_who_calls_them(self):
         patches = np.ones((10, 400, 400))
@@ -763,6 +772,13 @@ class TestSpectra:
             np.testing.assert_allclose(found[name]["ratio"], ratio, rtol=5 * tolerance)
         shown = spectra.same_sky({"nside": 256, "beside": {"nside": 512, "skies": [found]}})
         assert shown.row_count == 4
+
+    def test_a_seed_is_one_sky(self):
+        """In linear maps: finer scales had added up to 3 % to larger ones, at nside 1024."""
+        found = spectra.agreement(*(spectra.reference(VAEDust(n, seed=1)) for n in (256, 1024)))
+        for name in ("I", "E", "B"):
+            assert np.min(found[name]["correlation"]) > 0.999
+            np.testing.assert_allclose(found[name]["ratio"], 1, atol=0.01)
 
     def test_bands_follow_each_other(self):
         bands = spectra.bands(1000)

@@ -34,7 +34,7 @@ from pysm_vae.sky.largescales import (
     finer,
     spline,
 )
-from pysm_vae.sky.planes import Plane
+from pysm_vae.sky.planes import Plane, large_share
 from pysm_vae.sky.seams import gains_of, steep_gain
 from pysm_vae.sky.smallscales import SmallScales, _add
 from pysm_vae.sky.templates import SPLIT, embedded_template, handover, load_template
@@ -256,6 +256,38 @@ def test_offset_keeps_the_mean_of_the_exponential(ground, rng):
     np.testing.assert_allclose(ground.offset(np.zeros((size, size))), 0, atol=1e-12)
 
 
+def test_finer_scales_add_nothing_to_larger_ones(ground, rng):
+    """To the exponential's, of scales that are strong where those are; and stay as they are."""
+    size = CELLS << 4
+    k = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * CELLS * 16
+    multipole = 2 * np.pi * k / (CELLS * CELL * 0.958)
+
+    def field(low, high):
+        waves = np.fft.rfft2(rng.standard_normal((size, size)))
+        found = np.fft.irfft2(waves * ((multipole > low) & (multipole < high)))
+        return found / found.std()
+
+    larger = 0.2 * field(100, 480)
+    own = 0.1 * field(620, 970)
+    t = larger + own * np.exp(larger + 0.5 * field(100, 300))
+    fine = np.fft.irfft2(np.fft.rfft2(t - larger) * (multipole > 580))
+    t = larger + fine
+    without, offset = ground.offset(larger), ground.offset(t, larger)
+    large, kept = (finer(each, size // len(each)) for each in (without, offset))
+
+    def power(field, low, high):
+        return (np.abs(np.fft.rfft2(field)) ** 2)[(multipole > low) & (multipole < high)].sum()
+
+    wanted = np.exp(larger + large)
+    leak = [np.exp(t + each) - wanted for each in (large, kept)]
+    for low, high, left in ((0, 150, 0.02), (150, 300, 0.1)):
+        assert power(leak[1], low, high) < left * power(leak[0], low, high)
+    assert power(kept - large, 580, 1000) < 1e-3 * power(fine, 580, 1000)
+    # As much again of what is finer still.
+    twice = ground.offset(t, larger, further=2.0)
+    np.testing.assert_allclose(twice - offset, offset - ground.offset(larger, larger), atol=1e-6)
+
+
 def test_mean_power_is_that_of_many_fields(rng):
     """A red field under a window that is not in the middle."""
     size = 64
@@ -309,7 +341,8 @@ def test_pixels_get_what_the_ground_says(ground, t):
     rough, i, q, u = 1.3, ground.crowded - 0.5, 0.05, -0.08
     layer = np.ones((1, CELLS, CELLS))
     mean = -0.1
-    large = (layer * np.array([rough, i, q, u, mean])[:, None, None]).astype("f4")
+    large = (layer * np.array([rough, i, q, u])[:, None, None]).astype("f4")
+    offset = np.full((2 * CELLS, 2 * CELLS), mean, "f4")
     patterns = (layer * np.array([t, 0.02, 0.03])[:, None, None]).astype("f4")
     # A pixel in a seam of the first chart.
     weights = ground.tiling.window(0, np.array(hp.pix2vec(64, np.arange(20000))).T)
@@ -322,7 +355,7 @@ def test_pixels_get_what_the_ground_says(ground, t):
     maps = np.zeros((3, 1), "f4")
     _add(
         *(vector, 0, *ground.tiling.geometry),
-        *(large, patterns, fine, *energy),
+        *(large, offset, patterns, fine, *energy),
         *(ground.crowded, ground.polarisation, np.array([0]), maps),
     )
     crowding = ground.crowding(i)
@@ -489,11 +522,11 @@ def test_variance_of_patterns(ground):
     power = (ground.filters(plane)["T"] * plane.interpolation) ** 2 * drawn
     # Of a real field's modes half are given, but for those at either end.
     total = 2 * power.sum() - power[:, [0, -1]].sum()
-    assert ground.variance(plane) == pytest.approx(total / plane.size**2, rel=0.01)
-    large, small = Plane(CELLS, 4, part="large"), Plane(6, 5, part="small")
-    together, whole = ground.variance(large, small), ground.variance(Plane(6, 5))
-    assert together == pytest.approx(whole, rel=1e-3)
-    assert whole - ground.variance(large) > 0.05 * whole
+    assert ground.variance(plane.passed) == pytest.approx(total / plane.size**2, rel=0.01)
+    chart, block = Plane(CELLS, 4), Plane(6, 5, part="small")
+    together = ground.variance(lambda ell: chart.passed(ell) * large_share(ell) + block.passed(ell))
+    assert together == pytest.approx(ground.variance(Plane(6, 5).passed), rel=1e-3)
+    assert together - ground.variance(chart.passed) > 0.03 * together
 
 
 def test_blocks_of_a_fine_grid_keep_the_mean_intensity(template, disc):

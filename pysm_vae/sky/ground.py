@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -32,7 +33,7 @@ from pysm_vae.sky.largescales import LargeScales, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis, local_scale
-from pysm_vae.threads import in_order, threads
+from pysm_vae.threads import in_order, over, threads
 from pysm_vae.vae.generator import Generator
 
 #: Seeds of the canvases that are measured, three T fields each; larger than any that would be
@@ -62,6 +63,11 @@ OFFSET_WIDTH = 6.0
 SCALES = (0.88, 0.94, 1.0)
 #: Octaves of the grid on which that mean is known.
 OFFSET_DEPTH = 1
+#: What scales finer than the calibration's add to the intensity is taken back within this width
+#: (FWHM, degrees) and a pixel of its grid: up to multipoles of about 400. Those begin at 490.
+LEAK_WIDTH = 0.4
+# Lines of a grid that a thread takes at a time.
+_ROWS = 30
 # Multipole beyond any grid.
 _HIGHEST = 1e5
 #: What is measured: T's power drawn for the template over that of a blind pattern, about 1, 2, …
@@ -209,31 +215,57 @@ class Ground:
             conditioned=conditioned,
         )
 
-    def offset(self, t: np.ndarray) -> np.ndarray:
-        """What to add to T so that its exponential has unit mean around each place.
+    def offset(
+        self, t: np.ndarray, larger: np.ndarray | None = None, further: float = 1.0
+    ) -> np.ndarray:
+        r"""What to add to T so that its exponential has unit mean around each place.
+
+        Where T has scales that ``larger`` lacks, the exponential makes larger ones of them: by
+        their own squares, and by their products with what is there. What keeps the mean m of the
+        exponential within ``LEAK_WIDTH``, but for what T itself has at such scales, is
+
+        .. math:: -\ln(m[e^T] / m[e^L]) + m[T - L] ,
+
+        so that the intensity's large scales are those of the exponential of L.
 
         Parameters
         ----------
         t : ndarray, shape (size, size)
             On a chart.
+        larger : ndarray, shape (size, size), optional
+            L; by default T.
+        further : float
+            Factor on what is done about the scales that only T has: their variance and that of yet
+            finer ones over theirs, if there are any that are not in T.
 
         Returns
         -------
-        ndarray, shape (CELLS << OFFSET_DEPTH, CELLS << OFFSET_DEPTH)
+        ndarray
+            On the chart's grid of ``OFFSET_DEPTH`` octaves, or of ``DEPTH`` if ``larger`` is given.
         """
-        size = CELLS << OFFSET_DEPTH
-        block = len(t) // size
-        mean = np.exp(bounded(t)).reshape(size, block, size, block).mean(axis=(1, 3))
-        width = np.radians(OFFSET_WIDTH) / (CELL / 2**OFFSET_DEPTH)
-        return -np.log(scipy.ndimage.gaussian_filter(mean, width / np.sqrt(8 * np.log(2))))
+        if larger is None:
+            mean = _brightness(t, OFFSET_DEPTH)
+            return -np.log(_within(mean, OFFSET_WIDTH, OFFSET_DEPTH))
+        all_of_it, known = (_brightness(each, DEPTH) for each in (t, larger))
+        mean = _block_means(known, OFFSET_DEPTH)
+        offset = -np.log(_within(mean, OFFSET_WIDTH, OFFSET_DEPTH))
+        own = _block_means(t - larger, DEPTH)
+        means = [_within(each, LEAK_WIDTH, DEPTH) for each in (all_of_it, known, own)]
+        leak = np.log(means[0] / means[1]) - means[2]
+        return finer(offset, 2 ** (DEPTH - OFFSET_DEPTH)) - further * leak
 
-    def variance(self, *planes: Plane) -> float:
-        """Variance of the T patterns that planes add up to, where roughness and crowding are 1."""
+    def variance(self, passed: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Variance of T patterns, where roughness and crowding are 1.
+
+        Parameters
+        ----------
+        passed : callable
+            Of multipoles: share of the amplitude that patterns have.
+        """
         log_ell = np.linspace(np.log(NODES[0]), np.log(_HIGHEST), 2000)
         ell = np.exp(log_ell)
         power = pattern_power(ell, self.levels[0], self.spectrum.slopes[0]) / self.excess(ell)
-        amplitude = np.sum([plane.passed(ell) for plane in planes], axis=0)
-        return float(trapezoid(power * amplitude**2, log_ell))
+        return float(trapezoid(power * passed(ell) ** 2, log_ell))
 
     def filters(self, plane: Plane) -> dict[str, np.ndarray]:
         """Filters of a plane for T, E, B, and for the part of E that is made of T's field."""
@@ -376,6 +408,35 @@ def bounded(t: np.ndarray) -> np.ndarray:
     knee, end = (math.log(factor) for factor in BRIGHTEST)
     above = np.maximum(t - knee, 0) / (end - knee)
     return np.minimum(t, knee) + (end - knee) * np.tanh(above)
+
+
+def _brightness(t: np.ndarray, depth: int) -> np.ndarray:
+    """Means of the exponential of T, as it is bounded, at the pixels of a coarser grid."""
+    size = CELLS << depth
+    block, found = len(t) // size, np.empty((size, size), t.dtype)
+
+    def rows(start: int, stop: int) -> None:
+        found[start:stop] = _averaged_over(np.exp(bounded(t[start * block : stop * block])), block)
+
+    over(size, rows, piece=_ROWS)
+    return found
+
+
+def _block_means(field: np.ndarray, depth: int) -> np.ndarray:
+    """Means of a chart's field at the pixels of a coarser grid."""
+    return _averaged_over(field, len(field) // (CELLS << depth))
+
+
+def _averaged_over(field: np.ndarray, block: int) -> np.ndarray:
+    # Columns one by one: a mean along so short an axis takes ten times as long.
+    rows = field.reshape(-1, block, field.shape[1]).mean(axis=1)
+    return sum(rows[:, first::block] for first in range(block)) / block
+
+
+def _within(field: np.ndarray, width: float, depth: int) -> np.ndarray:
+    """Means of a field on a chart's grid within a width (FWHM, degrees) of each place."""
+    pixels = np.radians(width) / (CELL / 2**depth)
+    return scipy.ndimage.gaussian_filter(field, pixels / np.sqrt(8 * np.log(2)))
 
 
 def calibrated(

@@ -19,7 +19,15 @@ import numpy as np
 from pysm_vae.sky.canvas import Between, Canvas, mosaic
 from pysm_vae.sky.cover import SQUARES, blocks, chart_cover, in_common, with_halos
 from pysm_vae.sky.ground import DEPTH
-from pysm_vae.sky.planes import BLOCK_CELLS, COARSE_DEPTH, CUT, HALO_CELLS, MEAN_SCALE, Plane
+from pysm_vae.sky.planes import (
+    BLOCK_CELLS,
+    COARSE_DEPTH,
+    CUT,
+    HALO_CELLS,
+    MEAN_SCALE,
+    Plane,
+    large_share,
+)
 from pysm_vae.sky.seams import (
     NARROWER,
     Energy,
@@ -59,11 +67,14 @@ class Layers(NamedTuple):
         that are turned into others.
     energy : Energy
         Of the groups of fields that share gains at pixels.
+    offset : float32 array, shape (size, size)
+        Spline coefficients of what is to be added besides; see :meth:`Patterns._offset`.
     """
 
     coarse: np.ndarray
     fine: np.ndarray
     energy: Energy
+    offset: np.ndarray
 
 
 class Patterns(ABC):
@@ -125,11 +136,10 @@ class Patterns(ABC):
             depths = range(DEPTH, MAX_DEPTH + 1)
             self.depth = next((d for d in depths if _band_limit(d) >= wanted), MAX_DEPTH)
         self.lmax = min(_band_limit(self.depth), wanted)
-        fine = self.depth > COARSE_DEPTH
-        part = "large" if fine else "whole"
-        self._plane = Plane(CELLS, min(self.depth, COARSE_DEPTH), wanted, part=part)
+        self._plane = Plane(CELLS, min(self.depth, COARSE_DEPTH), wanted)
         self._filters = self._filters_of(self._plane)
-        if fine:
+        if self.depth > COARSE_DEPTH:
+            self._share = large_share(self._plane.ell).astype(np.float32)
             cells = int(BLOCK_CELLS + 2 * HALO_CELLS)
             self._block = Plane(cells, self.depth, wanted, part="small", margin=HALO_CELLS / 3)
             self._block_filters = self._filters_of(self._block)
@@ -219,7 +229,7 @@ class Patterns(ABC):
         empty = np.zeros((len(self.fields), size, size), np.float32)
         # A kurtosis of zero: no gains.
         energy = Energy(np.ones((groups, size, size)), np.zeros((groups, 4)))
-        return Layers(empty, empty[:, :0, :0], energy)
+        return Layers(empty, empty[:, :0, :0], energy, empty[0])
 
     def _canvas(self, tile: int) -> Canvas:
         """What draws the fields of one chart."""
@@ -229,6 +239,14 @@ class Patterns(ABC):
         """Drawn fields, less what they were drawn about."""
         del tile
         return fields
+
+    def _offset(self, tile: int, waves: np.ndarray) -> np.ndarray:
+        """What is to be added to the first field besides, on one chart, as a spline; often nothing.
+
+        Of the waves of all patterns that the grid of whole charts can hold.
+        """
+        del tile, waves
+        return self._nothing().offset
 
     def layers(self, tile: int, places: np.ndarray | None = None) -> Layers:
         """Draw the patterns of one chart.
@@ -259,7 +277,7 @@ class Patterns(ABC):
                     coarse = finest
             coarse = self._own(tile, coarse)
         coarse *= self._stretch(axis(coarse.shape[1]), axis(coarse.shape[2]))
-        patterns = self._plane.fields(self._filtered(self._plane, self._filters, coarse))
+        patterns, offset = self._coarse_patterns(tile, coarse)
         fine = patterns[:, :0, :0]
         if self.depth > depth:
             fine = self._fine_patterns(finest, found)
@@ -275,7 +293,15 @@ class Patterns(ABC):
             own = Energy(splines[shared:], numbers[shared:])
             scalars = blended(patterns[self.turned], own, window, chart)
             patterns[self.turned] = self._plane.turned(scalars)
-        return Layers(patterns, fine, Energy(splines[:shared], numbers[:shared]))
+        return Layers(patterns, fine, Energy(splines[:shared], numbers[:shared]), offset)
+
+    def _coarse_patterns(self, tile: int, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patterns on the grid of a whole chart, and what is to be added besides."""
+        waves = self._filtered(self._plane, self._filters, fields)
+        offset = self._offset(tile, waves)
+        if self.depth > self._plane.depth:
+            waves *= self._share
+        return self._plane.fields(waves), offset
 
     def laid(self, layers: Layers, view: View) -> np.ndarray:
         """Values of one chart's patterns at pixels, with its weights and gains.

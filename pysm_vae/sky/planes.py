@@ -52,9 +52,9 @@ class Plane:
     lmax : float
         Multipole from which patterns are cut, to nothing at 1.5 times it, where the grid itself
         does not cut them before.
-    part : {"whole", "large", "small"}
-        Which multipoles the patterns have: all of them, or those that a whole chart makes where
-        there are blocks of a finer grid, or those that the blocks add.
+    part : {"whole", "small"}
+        Which multipoles the patterns have: all of them, or those that blocks of a finer grid add to
+        :func:`large_share` of what a whole chart makes.
     margin : float
         Cells over which a field falls to zero at the edges, so that it is periodic.
 
@@ -64,7 +64,7 @@ class Plane:
         Pixels a side.
     ell : ndarray, shape (size, size // 2 + 1)
         Multipole of each mode, at a chart's mean scale.
-    interpolation : ndarray, shape (size, size // 2 + 1)
+    interpolation : ndarray, float32, shape (size, size // 2 + 1)
         What the spline makes of each mode of its coefficients, at its knots.
     """
 
@@ -88,9 +88,9 @@ class Plane:
         self.cycles = frequency * 2**depth
         on_sky = MEAN_SCALE * pixel
         self.ell = self.ell_of(self.cycles)
-        self._cut = min(CUT[0] * np.pi / on_sky, lmax), min(CUT[1] * np.pi / on_sky, 1.5 * lmax)
+        self._lmax = lmax
         self._part = part
-        self.interpolation = interpolation(self.size)
+        self.interpolation = interpolation(self.size).astype(np.float32)
         self._common = self.passed(self.ell) / self.interpolation / on_sky
         self._common[0, 0] = 0.0
         self._cosine = ((ky**2 - kx**2) / frequency**2).astype(np.float32)
@@ -107,10 +107,8 @@ class Plane:
 
     def passed(self, ell: np.ndarray) -> np.ndarray:
         """Share of the amplitude at multipoles that patterns have; shape as given."""
-        low, high = self._cut
-        cut = np.cos(0.5 * np.pi * np.clip((ell - low) / (high - low), 0, 1)) ** 2
-        large = 0.5 * erfc((ell - _TAKE_OVER[0]) / _TAKE_OVER[1])
-        return cut * {"whole": 1.0, "large": large, "small": 1.0 - large}[self._part]
+        part = {"whole": 1.0, "small": 1.0 - large_share(ell)}[self._part]
+        return part * resolved_share(ell, self.depth, self._lmax)
 
     def filter(self, power: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """Filter from fields to the spline coefficients of patterns.
@@ -191,6 +189,21 @@ class Spectra:
             # White noise of unit variance has less power in each of more pixels' modes.
             power = power + 2 * shift
         return np.exp(np.interp(np.log(cycles), cycles_known, power))
+
+
+def resolved_share(ell: np.ndarray, depth: int, lmax: float = np.inf) -> np.ndarray:
+    """Share of the amplitude at multipoles that patterns keep on a grid of so many octaves.
+
+    ``lmax`` as :class:`Plane` has it.
+    """
+    nyquist = np.pi * 2**depth / (CELL * MEAN_SCALE)
+    low, high = min(CUT[0] * nyquist, lmax), min(CUT[1] * nyquist, 1.5 * lmax)
+    return np.cos(0.5 * np.pi * np.clip((ell - low) / (high - low), 0, 1)) ** 2
+
+
+def large_share(ell: np.ndarray) -> np.ndarray:
+    """Share of the amplitude at multipoles that is left to a whole chart where there are blocks."""
+    return 0.5 * erfc((ell - _TAKE_OVER[0]) / _TAKE_OVER[1])
 
 
 def bspline_response(k: np.ndarray) -> np.ndarray:

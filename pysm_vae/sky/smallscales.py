@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numba
 import numpy as np
 
 from pysm_vae.sky.calibration import Spectrum
 from pysm_vae.sky.canvas import Between, Canvas
-from pysm_vae.sky.ground import BRIGHTEST, OFFSET_DEPTH, shared_ground
-from pysm_vae.sky.largescales import finer, spline
+from pysm_vae.sky.ground import BRIGHTEST, DEPTH, shared_ground
+from pysm_vae.sky.largescales import spline
 from pysm_vae.sky.patterns import Adding, Layers, Patterns
-from pysm_vae.sky.planes import Plane, spline_values
+from pysm_vae.sky.planes import Plane, large_share, resolved_share
 from pysm_vae.sky.seams import seam_fade, seam_gains, steep_gain
 from pysm_vae.sky.templates import SPLIT, Template
 from pysm_vae.sky.tiling import at, see, spot
@@ -67,11 +68,11 @@ class SmallScales(Patterns):
         self.ground = shared_ground(generator, template, spectrum, tuple(split))
         tiling, slopes = self.ground.tiling, spectrum.slopes
         super().__init__(generator, tiling, seed=seed, nside=nside, slopes=slopes)
-        # Of what the blocks of fine grids add to T.
-        self._variance = 0.0
-        if self.depth > self._plane.depth:
-            whole, large = (self._plane, self._block), (self._plane,)
-            self._variance = self.ground.variance(*whole) - self.ground.variance(*large)
+        # Multipoles that the calibration has seen, of those that whole charts have.
+        self._larger, self._further = None, 1.0
+        if self._plane.depth > DEPTH:
+            self._larger = resolved_share(self._plane.ell, DEPTH).astype(np.float32)
+            self._further = self._variance_beyond()
 
     def draw(
         self,
@@ -105,39 +106,48 @@ class SmallScales(Patterns):
         return super()._chart(tile, places)
 
     def _adding(self, tile: int, layers: Layers) -> Adding:
-        large, t = self.ground.large.splines[tile], layers.coarse[0]
-        mean = self._offset(tile, t) if t.any() else np.zeros_like(large[0])
         patterns = layers.coarse, layers.fine, *layers.energy
-        ground = np.concatenate([large, mean[None]])
-        chart = ground, *patterns, self.ground.crowded, self.ground.polarisation
+        chart = self.ground.large.splines[tile], layers.offset, *patterns
+        numbers = self.ground.crowded, self.ground.polarisation
 
         def add(vectors: np.ndarray, where: np.ndarray, maps: np.ndarray) -> None:
-            _add(*(vectors, tile, *self.tiling.geometry, *chart, where, maps))
+            _add(*(vectors, tile, *self.tiling.geometry, *chart, *numbers, where, maps))
 
         return add
 
-    def _offset(self, tile: int, t: np.ndarray) -> np.ndarray:
-        """What keeps the mean intensity, of the spline coefficients of T: a spline as well.
+    def _offset(self, tile: int, waves: np.ndarray) -> np.ndarray:
+        """What keeps the intensity; see :meth:`pysm_vae.sky.ground.Ground.offset`.
 
-        By what these do to it; what blocks add is not known but where it is wanted, so that their
-        share is what its variance does on average.
+        By what the exponential does to T. What blocks add is not known but where it is wanted, so
+        that it is taken to do more of the same, in proportion to its variance.
         """
-        large = self.ground.large
+        large, plane = self.ground.large, self._plane
+        t = (waves[0] * plane.interpolation)[None]
+        if self._larger is not None:
+            t = np.concatenate([t, t * self._larger])
         # Smooth enough to be the same in the pixels between its own.
-        known = min(self._plane.depth, large.depth)
-        rough, _ = large.values(tile, known)
-        block = 2 ** (self._plane.depth - known)
-        offset = self.ground.offset(
-            spline_values(t) * rough.astype(np.float32).repeat(block, axis=0).repeat(block, axis=1)
-        )
-        offset -= 0.5 * self._variance * large.values(tile, OFFSET_DEPTH)[0] ** 2
-        return spline(finer(offset, large.size // len(offset))).astype(np.float32)
+        rough = large.values(tile, min(plane.depth, large.depth))[0].astype(np.float32)
+        block = plane.size // len(rough)
+        fields = plane.fields(t) * rough.repeat(block, axis=0).repeat(block, axis=1)
+        larger = fields[1] if len(fields) > 1 else None
+        return spline(self.ground.offset(fields[0], larger, self._further)).astype(np.float32)
+
+    def _variance_beyond(self) -> float:
+        """Variance of T that the calibration has not seen, over what whole charts have of it."""
+        plane, variance = self._plane, self.ground.variance
+        seen, known = variance(partial(resolved_share, depth=DEPTH)), variance(plane.passed)
+        every = known
+        if self.depth > plane.depth:
+            every = variance(
+                lambda ell: plane.passed(ell) * large_share(ell) + self._block.passed(ell)
+            )
+        return (every - seen) / (known - seen) if known > seen else 1.0
 
 
 @numba.njit(cache=True, error_model="numpy", nogil=True)
 def _add(
     vectors, tile, centres, easts, norths, overlap,
-    ground, coarse, fine, energies, numbers, crowded, polarisation, where, maps,
+    large, offset, coarse, fine, energies, numbers, crowded, polarisation, where, maps,
 ):  # fmt: skip
     """Add one chart's fields at some points."""
     npix = vectors.shape[0]
@@ -149,9 +159,10 @@ def _add(
         if weight == 0.0:
             continue
         # Field by field, which is faster than any loop.
-        on = spot(ground.shape[1], places[p])
-        rough, i, mean = at(ground[0], on), at(ground[1], on), at(ground[4], on)
-        large_q, large_u = at(ground[2], on), at(ground[3], on)
+        mean = at(offset, spot(offset.shape[0], places[p]))
+        on = spot(large.shape[1], places[p])
+        rough, i = at(large[0], on), at(large[1], on)
+        large_q, large_u = at(large[2], on), at(large[3], on)
         on = spot(coarse.shape[1], places[p])
         small_t, small_q, small_u = at(coarse[0], on), at(coarse[1], on), at(coarse[2], on)
         fine_t = fine_q = fine_u = np.float32(0.0)
