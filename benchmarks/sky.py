@@ -57,8 +57,8 @@ app = typer.Typer(pretty_exceptions_enable=False)
 OURS, D1, D11 = "VAEDust", "ModifiedBlackBody", "ModifiedBlackBodyRealization"
 POINTS = (1, 10, 64)
 BAND = (130.0, 170.0)
-# The discs that stand for a part of the sky: 1 % of it each, spread evenly over the sphere, and one
-# where three charts meet, which touches most that there is to draw.
+# The discs that stand for a part of the sky, 1 % of it each: some spread evenly over the sphere,
+# and one where three charts meet, of which more has to be drawn than anywhere else.
 DISCS, SHARE = 8, 0.01
 WORST = (40.0, 50.0)
 # Where d11's files end, by the names that PySM's presets give them.

@@ -29,7 +29,7 @@ from pysm_vae.sky.calibration import (
 )
 from pysm_vae.sky.canvas import Between, Canvas
 from pysm_vae.sky.cover import whole_chart
-from pysm_vae.sky.largescales import LargeScales, finer
+from pysm_vae.sky.largescales import LargeScales, coarser, finer
 from pysm_vae.sky.planes import Plane, Spectra, spline_values
 from pysm_vae.sky.templates import Template, from_log_pol_tens, handover
 from pysm_vae.sky.tiling import CELL, CELLS, Tiling, axis, local_scale
@@ -247,12 +247,12 @@ class Ground:
             mean = _brightness(t, OFFSET_DEPTH)
             return -np.log(_within(mean, OFFSET_WIDTH, OFFSET_DEPTH))
         all_of_it, known = (_brightness(each, DEPTH) for each in (t, larger))
-        mean = _block_means(known, OFFSET_DEPTH)
-        offset = -np.log(_within(mean, OFFSET_WIDTH, OFFSET_DEPTH))
-        own = _block_means(t - larger, DEPTH)
+        step = 2 ** (DEPTH - OFFSET_DEPTH)
+        offset = -np.log(_within(coarser(known, step), OFFSET_WIDTH, OFFSET_DEPTH))
+        own = coarser(t - larger, len(t) // len(known))
         means = [_within(each, LEAK_WIDTH, DEPTH) for each in (all_of_it, known, own)]
         leak = np.log(means[0] / means[1]) - means[2]
-        return finer(offset, 2 ** (DEPTH - OFFSET_DEPTH)) - further * leak
+        return finer(offset, step) - further * leak
 
     def variance(self, passed: Callable[[np.ndarray], np.ndarray]) -> float:
         """Variance of T patterns, where roughness and crowding are 1.
@@ -416,21 +416,10 @@ def _brightness(t: np.ndarray, depth: int) -> np.ndarray:
     block, found = len(t) // size, np.empty((size, size), t.dtype)
 
     def rows(start: int, stop: int) -> None:
-        found[start:stop] = _averaged_over(np.exp(bounded(t[start * block : stop * block])), block)
+        found[start:stop] = coarser(np.exp(bounded(t[start * block : stop * block])), block)
 
     over(size, rows, piece=_ROWS)
     return found
-
-
-def _block_means(field: np.ndarray, depth: int) -> np.ndarray:
-    """Means of a chart's field at the pixels of a coarser grid."""
-    return _averaged_over(field, len(field) // (CELLS << depth))
-
-
-def _averaged_over(field: np.ndarray, block: int) -> np.ndarray:
-    # Columns one by one: a mean along so short an axis takes ten times as long.
-    rows = field.reshape(-1, block, field.shape[1]).mean(axis=1)
-    return sum(rows[:, first::block] for first in range(block)) / block
 
 
 def _within(field: np.ndarray, width: float, depth: int) -> np.ndarray:

@@ -22,10 +22,10 @@ from pysm_vae.sky.ground import DEPTH
 from pysm_vae.sky.planes import (
     BLOCK_CELLS,
     COARSE_DEPTH,
-    CUT,
     HALO_CELLS,
     MEAN_SCALE,
     Plane,
+    band_limit,
     large_share,
 )
 from pysm_vae.sky.seams import (
@@ -37,7 +37,7 @@ from pysm_vae.sky.seams import (
     seam_fade,
     steep_gain,
 )
-from pysm_vae.sky.tiling import CELL, CELLS, Tiling, View, axis, directions, local_scale
+from pysm_vae.sky.tiling import CELLS, Tiling, View, axis, directions, local_scale
 from pysm_vae.threads import at_once, in_order, over
 from pysm_vae.vae.generator import THORNE_DEPTH, Generator
 
@@ -134,8 +134,8 @@ class Patterns(ABC):
         self.depth = THORNE_DEPTH
         if generator.conditional:
             depths = range(DEPTH, MAX_DEPTH + 1)
-            self.depth = next((d for d in depths if _band_limit(d) >= wanted), MAX_DEPTH)
-        self.lmax = min(_band_limit(self.depth), wanted)
+            self.depth = next((d for d in depths if band_limit(d) >= wanted), MAX_DEPTH)
+        self.lmax = min(band_limit(self.depth), wanted)
         self._plane = Plane(CELLS, min(self.depth, COARSE_DEPTH), wanted)
         self._filters = self._filters_of(self._plane)
         if self.depth > COARSE_DEPTH:
@@ -366,8 +366,3 @@ class Patterns(ABC):
         """
         y, x = (coordinate.astype(np.float32) for coordinate in (y, x))
         return np.exp(self._powers * np.log(local_scale(y, x) / np.float32(MEAN_SCALE)))
-
-
-def _band_limit(depth: int) -> float:
-    """Multipole up to which a grid keeps spectra."""
-    return CUT[0] * np.pi * 2**depth / (CELL * MEAN_SCALE)

@@ -191,13 +191,18 @@ class Spectra:
         return np.exp(np.interp(np.log(cycles), cycles_known, power))
 
 
+def band_limit(depth: int) -> float:
+    """Multipole up to which patterns keep their spectra on a grid of so many octaves."""
+    return CUT[0] * np.pi * 2**depth / (CELL * MEAN_SCALE)
+
+
 def resolved_share(ell: np.ndarray, depth: int, lmax: float = np.inf) -> np.ndarray:
     """Share of the amplitude at multipoles that patterns keep on a grid of so many octaves.
 
     ``lmax`` as :class:`Plane` has it.
     """
-    nyquist = np.pi * 2**depth / (CELL * MEAN_SCALE)
-    low, high = min(CUT[0] * nyquist, lmax), min(CUT[1] * nyquist, 1.5 * lmax)
+    end = band_limit(depth)
+    low, high = min(end, lmax), min(end * CUT[1] / CUT[0], 1.5 * lmax)
     return np.cos(0.5 * np.pi * np.clip((ell - low) / (high - low), 0, 1)) ** 2
 
 

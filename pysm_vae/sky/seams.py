@@ -45,6 +45,7 @@ import numba
 import numpy as np
 import scipy.fft
 
+from pysm_vae.sky.largescales import coarser
 from pysm_vae.sky.planes import interpolation, spline_values
 from pysm_vae.sky.tiling import CELLS, at, axis, smooth_step, spot
 from pysm_vae.threads import over, threads
@@ -113,13 +114,10 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
     Energy
         Of each group; of nothing, one that gives no gains.
     """
-    while patterns.shape[-1] > CELLS << _SQUARED_DEPTH:
-        patterns = _halved(patterns)
+    patterns = coarser(patterns, patterns.shape[-1] // (CELLS << _SQUARED_DEPTH))
     waves = scipy.fft.rfft2(patterns, workers=threads())
     squares = scipy.fft.irfft2(waves * _small_scales(patterns.shape[-1]), workers=threads()) ** 2
-    means = squares
-    while means.shape[-1] > CELLS << ENERGY_DEPTH:
-        means = _halved(means)
+    means = coarser(squares, squares.shape[-1] // (CELLS << ENERGY_DEPTH))
     some = np.array([field.any() for field in patterns])
     splines, numbers = [], []
     for group in groups:
@@ -131,12 +129,6 @@ def local_energy(patterns: np.ndarray, groups: Sequence[slice]) -> Energy:
         splines.append(mean)
         numbers.append(_numbers(_inner(squares[which]), _inner(mean), logs))
     return Energy(np.array(splines), np.array(numbers))
-
-
-def _halved(fields: np.ndarray) -> np.ndarray:
-    """Means over blocks of two by two pixels."""
-    rows = fields[:, ::2] + fields[:, 1::2]
-    return 0.25 * (rows[:, :, ::2] + rows[:, :, 1::2])
 
 
 @lru_cache(maxsize=2)

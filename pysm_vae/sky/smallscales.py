@@ -141,6 +141,7 @@ class SmallScales(Patterns):
             every = variance(
                 lambda ell: plane.passed(ell) * large_share(ell) + self._block.passed(ell)
             )
+        # Mosaics of patches have a fine grid at any nside, even where it has nothing to hold.
         return (every - seen) / (known - seen) if known > seen else 1.0
 
 
